@@ -1,0 +1,53 @@
+"""What the commands print: tables and progress for people, JSON for programs."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+
+def print_json(value) -> None:
+    """One JSON document on stdout."""
+    json.dump(value, sys.stdout, indent=2)
+    print()
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Table on stdout; the first column is text, the others are numbers."""
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def number(value: float | None, digits: int) -> str:
+    """A metric for a table; a dash where it is undefined."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+@contextlib.contextmanager
+def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress on stderr, only if that is a terminal: yields a function of (stage, step, steps or 0 if unknown)."""
+    console = Console(stderr=True, quiet=quiet or not sys.stderr.isatty())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    tasks: dict[str, int] = {}
+    with Progress(*columns, console=console, transient=True) as progress:
+
+        def show(stage: str, step: int, steps: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage)
+            progress.update(tasks[stage], completed=step, total=steps or None)
+
+        yield show

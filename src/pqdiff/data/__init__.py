@@ -1,0 +1,1 @@
+"""Photos and codes on disk."""

@@ -1,0 +1,1 @@
+"""Model cards, and finding models by name, folder or Hub id."""

@@ -1,0 +1,376 @@
+"""AutoencoderPQ: images to product-quantized latents and back, a drop-in VAE for Stable Diffusion in diffusers.
+
+Zavadski, Tatsch, Rother: Product-Quantised Image Representation for High-Quality Image Synthesis (PQGAN). The networks
+are diffusers' VQGAN encoder and decoder. Unlike the reference implementation the latents are standardized on the way
+out of `encode`, so `scaling_factor` is 1, and a linear path over patches can stand beside the networks or in their place.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import ModelMixin  # diffusers' loader looks for this name in the defining module
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderMixin, Decoder, DecoderOutput, Encoder
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+
+from ..quantizers import QuantizerOutput, build_quantizer
+from .patch_transform import PatchTransform
+from .presets import preset_config
+from .standardization import LatentStandardization
+from .tiling import run_tiled
+
+
+class PQLatentDistribution:
+    """The certain outcome of a deterministic quantizer, in the form that diffusers' pipelines and trainers expect."""
+
+    def __init__(self, latents: torch.Tensor):
+        self.latents = latents
+
+    def sample(self, generator: torch.Generator | list[torch.Generator] | None = None) -> torch.Tensor:
+        """The latents; nothing is drawn."""
+        return self.latents
+
+    def mode(self) -> torch.Tensor:
+        """The latents."""
+        return self.latents
+
+
+@dataclass
+class AutoencoderPQOutput(BaseOutput):
+    """Output of `AutoencoderPQ.encode`.
+
+    Attributes:
+        latent_dist: distribution whose `sample()` and `mode()` are both `latents`.
+        latents: quantized, standardized latents `(B, d, H/F, W/F)`.
+        indices: int64 tokens `(B, S, H/F, W/F)`.
+    """
+
+    latent_dist: PQLatentDistribution
+    latents: torch.Tensor
+    indices: torch.Tensor
+
+
+@dataclass
+class AutoencoderPQForwardOutput(BaseOutput):
+    """Output of `AutoencoderPQ.forward`.
+
+    Attributes:
+        sample: reconstruction `(B, 3, H, W)`, nominally in [-1, 1], not clamped.
+        commit_loss: the quantizer's weighted loss, a scalar.
+        indices: int64 tokens `(B, S, H/F, W/F)`.
+    """
+
+    sample: torch.Tensor
+    commit_loss: torch.Tensor
+    indices: torch.Tensor
+
+
+class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
+    """Autoencoder with quantized latents.
+
+    Images are `(B, 3, H, W)` in [-1, 1], with sides divisible by F = 2 ** (len(block_out_channels) - 1).
+
+    Args:
+        in_channels: channels of the input image.
+        out_channels: channels of the reconstruction.
+        down_block_types: block types of the encoder, one per entry of `block_out_channels`.
+        up_block_types: block types of the decoder, likewise.
+        block_out_channels: widths of the networks' levels; their number sets F even without networks.
+        layers_per_block: residual blocks per level of the encoder (the decoder has one more).
+        act_fn: activation of the networks.
+        norm_num_groups: groups of the networks' GroupNorm.
+        z_channels: channels between a network and the 1x1 convolution beside the quantizer.
+        conv_networks: whether there are an encoder and a decoder network.
+        patch_shortcut: whether there is a linear path from patches to latents and back.
+        hidden_channels: coefficients per patch that codewords stand for beyond `latent_channels`; needs the shortcut.
+        latent_channels: number of latent channels d.
+        quantizer_type: registered name of the quantizer.
+        quantizer_config: its constructor's arguments after `latent_channels`.
+        sample_size: side in pixels of the images the model was made for.
+        scaling_factor: 1.0, because `encode` standardizes; stock pipelines multiply by it.
+        shift_factor: None, for the same reason.
+        force_upcast: False: nothing here overflows in half precision.
+        image_mean: channel means to subtract from images in [0, 1]; None to take [-1, 1] as it is.
+        image_std: channel standard deviations that go with them.
+        channel_mean: d means of the quantized latents before standardization; None to leave them as they are.
+        channel_std: d standard deviations that go with them.
+        scaling_exponent: gamma of the standardization (see `standardization.py`).
+        preset: name of the preset this configuration was made from, for the record.
+
+    Raises:
+        ValueError: if there is neither a network nor the shortcut, or arguments do not fit each other.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["ResnetBlock2D", "PatchTransform"]
+    _keep_in_fp32_modules = ["quantizer", "standardization"]
+    _skip_layerwise_casting_patterns = ["quantizer", "standardization", "hidden_codewords"]
+    _group_offload_block_modules = [
+        "encoder",
+        "decoder",
+        "quant_conv",
+        "post_quant_conv",
+        "patch_transform",
+        "quantizer",
+    ]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 3 + ("AttnDownEncoderBlock2D",),
+        up_block_types: tuple[str, ...] = ("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 3,
+        block_out_channels: tuple[int, ...] = (128, 256, 256, 512),
+        layers_per_block: int = 2,
+        act_fn: str = "silu",
+        norm_num_groups: int = 32,
+        z_channels: int = 256,
+        conv_networks: bool = True,
+        patch_shortcut: bool = False,
+        hidden_channels: int = 0,
+        latent_channels: int = 128,
+        quantizer_type: str = "product",
+        quantizer_config: dict = {"num_subspaces": 64, "codebook_size": 512},  # only read
+        sample_size: int = 256,
+        scaling_factor: float = 1.0,
+        shift_factor: float | None = None,
+        force_upcast: bool = False,
+        image_mean: tuple[float, ...] | None = None,
+        image_std: tuple[float, ...] | None = None,
+        channel_mean: tuple[float, ...] | None = None,
+        channel_std: tuple[float, ...] | None = None,
+        scaling_exponent: float = 0.0,
+        preset: str | None = None,
+    ):
+        super().__init__()
+        if not (conv_networks or patch_shortcut):
+            raise ValueError("conv_networks and patch_shortcut are both False: nothing would encode; set one to True")
+        if hidden_channels and not patch_shortcut:
+            raise ValueError(f"hidden_channels ({hidden_channels}) needs patch_shortcut=True, else it must be 0")
+        if patch_shortcut and in_channels != out_channels:
+            raise ValueError(
+                f"patch_shortcut needs in_channels ({in_channels}) equal to out_channels ({out_channels})"
+            )
+        levels = len(block_out_channels)
+        if not len(down_block_types) == len(up_block_types) == levels:
+            raise ValueError(
+                f"down_block_types ({len(down_block_types)}), up_block_types ({len(up_block_types)}) and "
+                f"block_out_channels ({levels}) must have the same length"
+            )
+        self.downsample_factor = 2 ** (levels - 1)
+        self.quantizer = build_quantizer(quantizer_type, latent_channels, quantizer_config)
+        self.standardization = LatentStandardization(latent_channels, channel_mean, channel_std, scaling_exponent)
+        _check_image_statistics(image_mean, image_std, in_channels)
+
+        self.encoder = self.decoder = self.quant_conv = self.post_quant_conv = self.patch_transform = None
+        if conv_networks:
+            shared = {
+                "block_out_channels": block_out_channels,
+                "layers_per_block": layers_per_block,
+                "act_fn": act_fn,
+                "norm_num_groups": norm_num_groups,
+            }
+            self.encoder = Encoder(
+                in_channels, z_channels, down_block_types=down_block_types, double_z=False, **shared
+            )
+            self.quant_conv = nn.Conv2d(z_channels, latent_channels, 1)
+            self.post_quant_conv = nn.Conv2d(latent_channels, z_channels, 1)
+            self.decoder = Decoder(z_channels, out_channels, up_block_types=up_block_types, **shared)
+        if patch_shortcut:
+            self.patch_transform = PatchTransform(
+                in_channels, self.downsample_factor, latent_channels, self.quantizer, hidden_channels
+            )
+
+        self.use_slicing = False
+        self.use_tiling = False
+        self.tile_sample_min_size = max(sample_size, 2 * self.downsample_factor)
+        self.tile_overlap_factor = 0.25
+
+    @classmethod
+    def from_preset(cls, preset: str, **overrides) -> "AutoencoderPQ":
+        """A fresh, untrained autoencoder in one of the paper's configurations, e.g. `f8-d128-s64-k512`."""
+        return cls(**{**preset_config(preset), **overrides})
+
+    # Public interface: images and standardized latents.
+
+    @apply_forward_hook
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderPQOutput | tuple:
+        """Quantized, standardized latents of images.
+
+        Args:
+            x: images `(B, 3, H, W)` in [-1, 1].
+            return_dict: whether to return an `AutoencoderPQOutput` or the tuple `(latent_dist, latents, indices)`.
+
+        Raises:
+            ValueError: if the sides of the image are not divisible by F; the message names the sizes that work.
+        """
+        self._check_image(x)
+        if self.use_slicing and len(x) > 1:
+            outputs = [self.quantizer(self._encode(image)) for image in x.split(1)]
+            z_q, indices = (torch.cat([output[i] for output in outputs]) for i in (0, 1))
+        else:
+            z_q, indices, _ = self.quantizer(self._encode(x))
+        latents = self.standardization.standardize(z_q)
+        distribution = PQLatentDistribution(latents)
+        if not return_dict:
+            return distribution, latents, indices
+        return AutoencoderPQOutput(latent_dist=distribution, latents=latents, indices=indices)
+
+    @apply_forward_hook
+    def decode(
+        self,
+        z: torch.Tensor,
+        return_dict: bool = True,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        quantize: bool = True,
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """Images of standardized latents.
+
+        Args:
+            z: latents `(B, d, h, w)`, as `encode` or a diffusion model gives them.
+            return_dict: whether to return a `DecoderOutput` or the tuple `(sample,)`.
+            generator: accepted because pipelines pass it; decoding draws nothing.
+            quantize: whether to snap the latents to the nearest codewords first.
+
+        Returns:
+            Images `(B, 3, F h, F w)`, nominally in [-1, 1], not clamped.
+        """
+        self._check_latents(z)
+        parts = z.split(1) if self.use_slicing and len(z) > 1 else [z]
+        images = []
+        for part in parts:
+            codes, indices = self.standardization.restore(part), None
+            if quantize:
+                codes, indices, _ = self.quantizer(codes)
+            images.append(self._decode(codes.to(z.dtype), indices))
+        sample = torch.cat(images) if len(images) > 1 else images[0]
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Snap standardized latents `(B, d, h, w)` to codewords: latents of the same shape and dtype, and indices."""
+        self._check_latents(latents)
+        z_q, indices, _ = self.quantizer(self.standardization.restore(latents))
+        return self.standardization.standardize(z_q).to(latents.dtype), indices
+
+    def encode_to_indices(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens `(B, S, H/F, W/F)` of images `(B, 3, H, W)` in [-1, 1]."""
+        return self.encode(x).indices
+
+    @apply_forward_hook
+    def decode_from_indices(self, indices: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
+        """Images of tokens `(B, S, h, w)`: exactly what `decode` makes of the latents they stand for."""
+        sizes = torch.tensor(self.quantizer.codebook_sizes, device=indices.device).view(-1, 1, 1)
+        if indices.ndim != 4 or indices.shape[1] != len(sizes):
+            raise ValueError(f"indices must be (B, {len(sizes)}, h, w), got {tuple(indices.shape)}")
+        if bool(((indices < 0) | (indices >= sizes)).any()):
+            raise ValueError(
+                f"indices must be in [0, {int(sizes.max())}), got values outside: codes of another model?"
+            )
+        parts = indices.split(1) if self.use_slicing else [indices]
+        codes = (self.quantizer.indices_to_latents(part).to(self.dtype) for part in parts)
+        sample = torch.cat([self._decode(code, part.long()) for code, part in zip(codes, parts, strict=True)])
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> AutoencoderPQForwardOutput | tuple:
+        """Reconstruct images `(B, 3, H, W)` in [-1, 1], with the quantizer's loss and straight-through gradients.
+
+        `sample_posterior` and `generator` are accepted as in `AutoencoderKL`; encoding is deterministic.
+        """
+        self._check_image(sample)
+        output: QuantizerOutput = self.quantizer(self._encode(sample))
+        reconstruction = self._decode(output.z_q, output.indices)
+        if not return_dict:
+            return reconstruction, output.loss, output.indices
+        return AutoencoderPQForwardOutput(sample=reconstruction, commit_loss=output.loss, indices=output.indices)
+
+    @property
+    def bits_per_pixel(self) -> float:
+        """Fixed rate of the tokens: bits per position / F^2."""
+        return self.quantizer.bits_per_position / self.downsample_factor**2
+
+    # Between images and codes, where slicing does not matter and tiling does.
+
+    def _encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Image to latents before quantization."""
+        tile, overlap = self._tile_cells()
+        if not self.use_tiling or max(x.shape[2:]) <= tile * self.downsample_factor:
+            return self._encode_tile(x)
+        channels = self.config.latent_channels
+        return run_tiled(self._encode_tile, x, self.downsample_factor, tile, overlap, channels, 1)
+
+    def _encode_tile(self, x: torch.Tensor) -> torch.Tensor:
+        x = self._normalize(x)
+        z = None if self.encoder is None else self.quant_conv(self.encoder(x))
+        return z if self.patch_transform is None else self.patch_transform.encode(x, self.quantizer, z)
+
+    def _decode(self, z_q: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
+        """Codes to image. The hidden coefficients, if any, travel beside the codes."""
+        tile, overlap = self._tile_cells()
+        hidden = None if self.patch_transform is None else self.patch_transform.hidden(z_q, indices)
+        if hidden is not None:
+            z_q = torch.cat([z_q, hidden], dim=1)
+        if not self.use_tiling or max(z_q.shape[2:]) <= tile:
+            return self._decode_tile(z_q)
+        return run_tiled(self._decode_tile, z_q, 1, tile, overlap, self.config.out_channels, self.downsample_factor)
+
+    def _decode_tile(self, codes: torch.Tensor) -> torch.Tensor:
+        image = None if self.patch_transform is None else self.patch_transform.decode(codes)
+        if self.decoder is not None:
+            detail = self.decoder(self.post_quant_conv(codes[:, : self.config.latent_channels]))
+            image = detail if image is None else image + detail
+        return self._denormalize(image)
+
+    def _tile_cells(self) -> tuple[int, int]:
+        """Side of a tile and overlap of neighbors, in positions. The linear path alone needs no overlap."""
+        tile = max(2, self.tile_sample_min_size // self.downsample_factor)
+        overlap = 0 if self.encoder is None else min(tile - 1, max(1, int(tile * self.tile_overlap_factor)))
+        return tile, overlap
+
+    def _normalize(self, x: torch.Tensor) -> torch.Tensor:
+        if self.config.image_mean is None:
+            return x
+        mean, std = self._image_statistics(x)
+        return ((x + 1) / 2 - mean) / std
+
+    def _denormalize(self, x: torch.Tensor) -> torch.Tensor:
+        if self.config.image_mean is None:
+            return x
+        mean, std = self._image_statistics(x)
+        return (x * std + mean) * 2 - 1
+
+    def _image_statistics(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, std = self.config.image_mean, self.config.image_std
+        return tuple(torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, 1, 1) for values in (mean, std))
+
+    def _check_image(self, x: torch.Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.config.in_channels:
+            raise ValueError(f"image must be (B, {self.config.in_channels}, H, W), got {tuple(x.shape)}")
+        factor = self.downsample_factor
+        height, width = x.shape[2:]
+        if height % factor or width % factor or not height or not width:
+            smaller = " x ".join(str(max(factor, side // factor * factor)) for side in (height, width))
+            larger = " x ".join(str(max(factor, -(-side // factor) * factor)) for side in (height, width))
+            raise ValueError(
+                f"image size ({height} x {width}) must be divisible by {factor}: "
+                f"crop it to {smaller} or pad it to {larger}"
+            )
+
+    def _check_latents(self, z: torch.Tensor) -> None:
+        if z.ndim != 4 or z.shape[1] != self.config.latent_channels:
+            raise ValueError(f"latents must be (B, {self.config.latent_channels}, h, w), got {tuple(z.shape)}")
+
+
+def _check_image_statistics(mean, std, channels: int) -> None:
+    if (mean is None) != (std is None):
+        raise ValueError("image_mean and image_std must be given together, or neither")
+    if mean is not None and (len(mean) != channels or len(std) != channels or min(std) <= 0):
+        raise ValueError(f"image_mean ({mean}) and image_std ({std}) must hold {channels} values each, std positive")

@@ -1,0 +1,54 @@
+"""The paper's configurations by name, and their closed-form counterparts.
+
+F16 exists twice because the paper contradicts itself: section 4.4 and the tables have d = 128, appendix A.1 has
+d = 256. The published sources give no network for F32; its levels extend those of F16.
+"""
+
+import difflib
+
+# F, d, S, K, levels of the networks, hidden channels of the closed form.
+_PRESETS = {
+    "f8-d128-s64-k512": (8, 128, 64, 512, (128, 256, 256, 512), 0),
+    "f16-d128-s64-k128": (16, 128, 64, 128, (128, 128, 256, 256, 512), 64),
+    "f16-d256-s128-k128": (16, 256, 128, 128, (128, 128, 256, 256, 512), 128),
+    "f32-d256-s64-k256": (32, 256, 64, 256, (128, 128, 256, 256, 512, 512), 0),
+}
+PRESETS = tuple(_PRESETS)
+
+
+def preset_config(name: str) -> dict:
+    """Constructor arguments of `AutoencoderPQ` with the paper's networks.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known one.
+    """
+    _, latent_channels, num_subspaces, codebook_size, levels, _ = _look_up(name)
+    plain = len(levels) - 1
+    return {
+        "block_out_channels": levels,
+        "down_block_types": ("DownEncoderBlock2D",) * plain + ("AttnDownEncoderBlock2D",),
+        "up_block_types": ("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * plain,
+        "latent_channels": latent_channels,
+        "quantizer_config": {"num_subspaces": num_subspaces, "codebook_size": codebook_size},
+        "preset": name,
+    }
+
+
+def closed_form_config(name: str, hidden_channels: int | None = None) -> dict:
+    """Constructor arguments of `AutoencoderPQ` with the linear path alone.
+
+    Args:
+        name: preset.
+        hidden_channels: coefficients per patch beyond the latent channels; None for what suits the preset best.
+    """
+    config = preset_config(name)
+    hidden = _look_up(name)[-1] if hidden_channels is None else hidden_channels
+    return {**config, "conv_networks": False, "patch_shortcut": True, "hidden_channels": hidden}
+
+
+def _look_up(name: str) -> tuple:
+    if name not in _PRESETS:
+        close = difflib.get_close_matches(name, _PRESETS, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(PRESETS)}"
+        raise ValueError(f"preset ({name!r}) is unknown: {hint}")
+    return _PRESETS[name]

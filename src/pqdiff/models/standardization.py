@@ -1,0 +1,56 @@
+"""What leaves `encode` and enters `decode`: latents of zero mean and, averaged over the channels, unit variance.
+
+latents = (z - mean) / std^gamma * common, with `common` such that the mean variance is 1. gamma = 1 gives all channels
+the same signal-to-noise ratio at every diffusion step; gamma = 0, the default, keeps the order in which coarse
+structure emerges before fine grain.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..quantizers import Fp32Module
+
+
+class LatentStandardization(Fp32Module):
+    """Affine map per channel between the quantizer's space and standardized latents, in fp32.
+
+    Args:
+        channels: number of latent channels d.
+        mean: d channel means of z, or None for the identity.
+        std: d channel standard deviations of z, or None for the identity.
+        exponent: gamma in [0, 1].
+
+    Raises:
+        ValueError: for a wrong number of values, a standard deviation that is not positive, or gamma out of range.
+    """
+
+    def __init__(self, channels: int, mean: Sequence[float] | None, std: Sequence[float] | None, exponent: float):
+        super().__init__()
+        if (mean is None) != (std is None):
+            raise ValueError("channel_mean and channel_std must be given together, or neither")
+        if not 0 <= exponent <= 1:
+            raise ValueError(f"scaling_exponent ({exponent}) must be between 0 (one scale for all channels) and 1")
+        self.identity = mean is None
+        if self.identity:
+            return
+        for name, values in (("channel_mean", mean), ("channel_std", std)):
+            if len(values) != channels:
+                raise ValueError(f"{name} has {len(values)} values, but latent_channels is {channels}")
+        if not all(0 < value < float("inf") for value in std):
+            raise ValueError("channel_std must hold positive, finite numbers: a constant channel carries nothing")
+        std = torch.tensor(std, dtype=torch.float64, device="cpu")
+        scale = std**-exponent
+        scale /= (std * scale).square().mean().sqrt()
+        # Derived from the config at every construction, hence not saved.
+        mean = torch.tensor(mean, dtype=torch.float32, device="cpu")
+        self.register_buffer("mean", mean.view(-1, 1, 1), persistent=False)  # (d, 1, 1)
+        self.register_buffer("scale", scale.float().view(-1, 1, 1), persistent=False)  # (d, 1, 1)
+
+    def standardize(self, z: torch.Tensor) -> torch.Tensor:
+        """Codes `(B, d, h, w)` to standardized latents, same dtype."""
+        return z if self.identity else ((z.float() - self.mean) * self.scale).to(z.dtype)
+
+    def restore(self, latents: torch.Tensor) -> torch.Tensor:
+        """Standardized latents `(B, d, h, w)` of any dtype to codes in fp32."""
+        return latents.float() if self.identity else latents.float() / self.scale + self.mean
