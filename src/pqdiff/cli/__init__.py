@@ -1,10 +1,13 @@
 """The `pqdiff` command. A user's mistake ends with one line on stderr and exit code 2, never with a traceback."""
 
 import sys
+import warnings
 
 import typer
 
 from . import models, photos
+
+_INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
 
 app = typer.Typer(
     help="Photos through product-quantized latents.",
@@ -20,6 +23,7 @@ def main() -> None:
     """Entry point of the console script."""
     from diffusers.utils import logging
 
+    warnings.simplefilter("ignore")  # of libraries, about themselves
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -27,6 +31,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         print(f"pqdiff: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("pqdiff: interrupted; nothing was left half-written", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as exit:
+        if exit.code == _INTERRUPTED:
+            print("pqdiff: interrupted; nothing was left half-written", file=sys.stderr)
+        raise

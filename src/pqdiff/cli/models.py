@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..data.files import atomic_file, atomic_folder
+from ..data.files import atomic_file, atomic_folder, check_new_folder
 from ..data.images import iterate_images, resize_and_crop, to_tensor
 from ..hub.cards import write_card
 from ..hub.resolve import load_autoencoder
@@ -34,8 +34,7 @@ def info(
         "bits_per_position": autoencoder.quantizer.bits_per_position,
         "bits_per_pixel": autoencoder.bits_per_pixel,
     }
-    metrics_file = Path(autoencoder.config._name_or_path) / "metrics.json"
-    measured = json_module.loads(metrics_file.read_text()) if metrics_file.is_file() else None
+    measured = _read_metrics(Path(autoencoder.config._name_or_path) / "metrics.json", facts["fingerprint"])
     if json:
         print_json({**facts, "config": config, "measured": measured})
         return
@@ -66,18 +65,20 @@ def evaluate(
     from ..checkpoints import BUNDLED
     from ..metrics.protocol import evaluate_reconstruction
 
-    results = {}
-    for name in model or BUNDLED:
-        autoencoder = load_autoencoder(name)
+    autoencoders = {name: load_autoencoder(name) for name in model or BUNDLED}
+    for name, autoencoder in autoencoders.items():
         if resolution % autoencoder.downsample_factor or resolution < 11:
             raise ValueError(
                 f"resolution ({resolution}) must be divisible by {autoencoder.downsample_factor} for {name}"
             )
+    results = {}
+    place = Path(source).resolve().name if Path(source).is_dir() else source
+    for name, autoencoder in autoencoders.items():
         images = (image for i, (_, image) in enumerate(iterate_images(source, split)) if i % every == 0)
         with progress_bar(quiet=json) as show:
             on_image = lambda count, name=name, show=show: show(name, count, 0)  # noqa: E731
             results[name] = evaluate_reconstruction(autoencoder, images, resolution, on_image)
-        results[name]["data"] = f"{Path(source).name}, every {every}" if every > 1 else Path(source).name
+        results[name]["data"] = f"{place}, every {every}" if every > 1 else place
     with atomic_file(output) as temporary:
         temporary.write_text(json_module.dumps(results, indent=2) + "\n")
     if json:
@@ -121,10 +122,11 @@ def fit(
 
     for name in preset:
         closed_form_config(name, hidden_channels)  # a wrong name stops the command before the work starts
+    folders = [output if len(preset) == 1 else output / f"pqgan-{name}" for name in preset]
+    for folder in folders:
+        check_new_folder(folder)  # before minutes of work
     fitted = []
-    for name in preset:
-        folder = output if len(preset) == 1 else output / f"pqgan-{name}"
-        # The folder is claimed first, so that minutes of work cannot end in an existing one.
+    for name, folder in zip(preset, folders, strict=True):
         with atomic_folder(folder) as temporary, progress_bar(quiet=json) as show:
             images = (
                 to_tensor(resize_and_crop(image, resolution, crop=False))
@@ -141,3 +143,19 @@ def fit(
         print_json({"fitted": fitted})
     else:
         print("\n".join(["Written:", *(f"  {row['folder']}" for row in fitted)]))
+
+
+def _read_metrics(path: Path, mark: str) -> dict | None:
+    """Metrics of the model with fingerprint `mark`: those beside its weights, or its part of what `evaluate` wrote."""
+    if not path.is_file():
+        return None
+    try:
+        document = json_module.loads(path.read_text())
+        candidates = [document] if "metrics" in document else list(document.values())
+        measured = next((entry for entry in candidates if entry["protocol"]["fingerprint"] == mark), None)
+        if measured is not None:
+            {key: number(value, 4) for key, value in measured["metrics"].items()}
+            measured["num_images"], measured["data"]
+        return measured
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a file of metrics ({error})") from None

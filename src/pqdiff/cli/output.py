@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 
 def print_json(value) -> None:
@@ -18,11 +19,11 @@ def print_json(value) -> None:
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Table on stdout; the first column is text, the others are numbers."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as Text, or brackets in a file name would be markup
     Console().print(table)
 
 

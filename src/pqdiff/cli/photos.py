@@ -38,12 +38,12 @@ def reconstruct(
 ) -> None:
     """Send photos through tokenizers; write labelled panels and print what each model keeps."""
     names = model or sorted(BUNDLED, key=lambda name: -load_autoencoder(name).bits_per_pixel)
-    models = [(Path(name).name, _load_tiled(name)) for name in names]
+    models = list(zip(_unique([Path(name).name for name in names]), map(_load_tiled, names), strict=True))
     for photo in photos:
         load_image(photo)  # a bad photo stops the command before anything is written
     rows, files = [], []
     with progress_bar(quiet=json) as show:
-        for count, (photo, stem) in enumerate(zip(photos, _unique_stems(photos), strict=True)):
+        for count, (photo, stem) in enumerate(zip(photos, _unique([photo.stem for photo in photos]), strict=True)):
             pixels = to_tensor(load_image(photo))
             columns = []
             for index, (name, autoencoder) in enumerate(models):
@@ -86,7 +86,7 @@ def encode(
         load_image(photo)
     rows = []
     with progress_bar(quiet=json) as show:
-        for count, (photo, stem) in enumerate(zip(photos, _unique_stems(photos), strict=True)):
+        for count, (photo, stem) in enumerate(zip(photos, _unique([photo.stem for photo in photos]), strict=True)):
             show("encoding", count, len(photos))
             pixels = to_tensor(load_image(photo))
             _, height, width = pixels.shape
@@ -122,16 +122,13 @@ def decode(
         name = model or code.model
         if name not in autoencoders:
             autoencoders[name] = _load_tiled(name)
-        mark = fingerprint(autoencoders[name])
-        if mark != code.fingerprint:
-            raise ValueError(f"{path}: holds codes of {code.model} ({code.fingerprint}), not of {name} ({mark})")
+        _check_codes(path, code, name, autoencoders[name])
     rows = []
     with progress_bar(quiet=json) as show:
-        stems = _unique_stems([path.with_name(path.name.removesuffix(".pq.safetensors")) for path, _ in loaded], False)
+        stems = _unique([path.name.removesuffix(".safetensors").removesuffix(".pq") for path, _ in loaded])
         for count, ((path, code), stem) in enumerate(zip(loaded, stems, strict=True)):
             show("decoding", count, len(loaded))
             autoencoder = autoencoders[model or code.model]
-            _check_extent(path, code, autoencoder)
             image = to_image(_to_photo(autoencoder, code.indices[None], code.height, code.width))
             rows.append({"codes": str(path), "file": _save_image(image, output / f"{stem}.png")})
     if json:
@@ -159,11 +156,15 @@ def _to_photo(autoencoder: AutoencoderPQ, indices: torch.Tensor, height: int, wi
     return to_pixels(autoencoder.decode_from_indices(indices).sample[0, :, :height, :width])
 
 
-def _check_extent(path: Path, code: ImageCodes, autoencoder: AutoencoderPQ) -> None:
-    factor = autoencoder.downsample_factor
-    if code.indices.shape[1:] != (-(-code.height // factor), -(-code.width // factor)):
+def _check_codes(path: Path, code: ImageCodes, name: str, autoencoder: AutoencoderPQ) -> None:
+    """ValueError unless the model made these codes."""
+    mark, factor = fingerprint(autoencoder), autoencoder.downsample_factor
+    if mark != code.fingerprint:
+        raise ValueError(f"{path}: holds codes of {code.model} ({code.fingerprint}), not of {name} ({mark})")
+    extent = (-(-code.height // factor), -(-code.width // factor))
+    if tuple(code.indices.shape[1:]) != extent or code.codebook_sizes != autoencoder.quantizer.codebook_sizes:
         raise ValueError(
-            f"{path}: {tuple(code.indices.shape[1:])} tokens do not fit {code.height} x {code.width} pixels"
+            f"{path}: {tuple(code.indices.shape)} tokens do not fit {code.height} x {code.width} pixels of {name}"
         )
 
 
@@ -182,12 +183,13 @@ def _save_image(image, path: Path) -> str:
     return str(path)
 
 
-def _unique_stems(paths: list[Path], strip: bool = True) -> list[str]:
-    """File stems, numbered where several photos share one, so that no result overwrites another."""
-    stems = [path.stem if strip else path.name for path in paths]
-    seen: dict[str, int] = {}
-    for i, stem in enumerate(stems):
-        seen[stem] = seen.get(stem, 0) + 1
-        if seen[stem] > 1:
-            stems[i] = f"{stem}-{seen[stem]}"
-    return stems
+def _unique(names: list[str]) -> list[str]:
+    """The names, numbered where one comes again, so that no result overwrites another."""
+    result: list[str] = []
+    for name in names:
+        number, candidate = 1, name
+        while candidate in result or (number > 1 and candidate in names):
+            number += 1
+            candidate = f"{name}-{number}"
+        result.append(candidate)
+    return result

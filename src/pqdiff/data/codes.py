@@ -57,8 +57,9 @@ def load_codes(path: str | Path) -> ImageCodes:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("pqdiff", "{}"))
-            if header.get("format") != _FORMAT:
+            if not isinstance(header, dict) or header.get("format") != _FORMAT:
                 raise ValueError("a safetensors file, but not of codes")
+            _check_header(header)
             packed = file.get_tensor("codes")
         shape, sizes = tuple(header["shape"]), tuple(header["codebook_sizes"])
         indices = unpack_indices(packed, shape, sizes)
@@ -66,6 +67,18 @@ def load_codes(path: str | Path) -> ImageCodes:
         return ImageCodes(indices, sizes, **{name: header[name] for name in names})
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: cannot be read as pqdiff codes ({error})") from None
+
+
+def _check_header(header: dict) -> None:
+    """ValueError unless every entry has the type and range that `save_codes` writes."""
+    whole = {"height": [header["height"]], "width": [header["width"]]}
+    whole |= {"shape": header["shape"], "codebook_sizes": header["codebook_sizes"]}
+    for name, values in whole.items():
+        if not isinstance(values, list) or not all(type(value) is int and value > 0 for value in values):
+            raise ValueError(f"{name} must be whole and positive")
+    for name in ("model", "fingerprint"):
+        if not isinstance(header[name], str):
+            raise ValueError(f"{name} must be text")
 
 
 def bits_per_token(codebook_size: int) -> int:

@@ -33,19 +33,29 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         ValueError: if `path` exists and is not an empty folder.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path}: exists already; choose another name or remove it")
+    check_new_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        for entry in (
+            temporary,
+            *temporary.rglob("*"),
+        ):  # libraries that write through temporary files keep them private
+            entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
         if path.exists():
             path.rmdir()
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def check_new_folder(path: str | Path) -> None:
+    """ValueError if `path` exists and is not an empty folder."""
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path}: exists already; choose another name or remove it")
 
 
 def _umask() -> int:

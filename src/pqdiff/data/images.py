@@ -1,5 +1,6 @@
 """Read photos of any kind as 8-bit RGB, find them in folders and data sets, bring them to a model's size."""
 
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ def load_image(path: str | Path) -> Image.Image:
         raise ValueError(f"{path}: {'is a folder, not a photo' if path.is_dir() else 'no such file'}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # what is wrong comes as an error; damaged EXIF alone does no harm
             with Image.open(path) as image:
                 image.load()
                 return to_rgb(image)
@@ -103,10 +104,14 @@ def find_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if _is_photo(path))
     if not paths:
         raise ValueError(f"{folder}: holds no photos ({', '.join(IMAGE_SUFFIXES)})")
     return paths
+
+
+def _is_photo(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def iterate_images(source: str | Path, split: str = "train") -> Iterator[tuple[str, Image.Image]]:
@@ -128,12 +133,20 @@ def _iterate_dataset(name: str, split: str) -> Iterable[tuple[str, Image.Image]]
     try:
         dataset = datasets.load_dataset(name, split=split, streaming=True)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{name}: neither a folder nor a data set that can be loaded ({reason})") from None
     columns = [key for key, feature in (dataset.features or {}).items() if isinstance(feature, datasets.Image)]
     if not columns:
         raise ValueError(
             f"{name}: has no column of images, only {', '.join(dataset.features or {}) or 'unknown ones'}"
         )
-    for number, row in enumerate(dataset):
-        yield f"{name}[{number}]", to_rgb(row[columns[0]])
+    rows = iter(dataset)
+    for number in itertools.count():
+        try:
+            row = next(rows, None)
+            if row is None:
+                return
+            image = to_rgb(row[columns[0]])
+        except (OSError, ValueError, SyntaxError, AttributeError, datasets.exceptions.DatasetsError) as error:
+            raise ValueError(f"{name}[{number}]: cannot be read as an image ({error})") from None
+        yield f"{name}[{number}]", image

@@ -23,9 +23,16 @@ def load_autoencoder(source: str, **kwargs) -> AutoencoderPQ:
         )
     try:
         config = AutoencoderPQ.load_config(source)
-        if config.get("_class_name") != "AutoencoderPQ":
-            raise ValueError(f"it holds a {config.get('_class_name', 'model of unknown class')}, not an AutoencoderPQ")
-        return AutoencoderPQ.from_pretrained(source, **kwargs).eval()
+        found = config.get("_class_name", "model of unknown class") if isinstance(config, dict) else "broken config"
+        if found != "AutoencoderPQ":
+            raise ValueError(f"it holds a {found}, not an AutoencoderPQ")
+        model, report = AutoencoderPQ.from_pretrained(source, output_loading_info=True, **kwargs)
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report.get(problem):
+                raise ValueError(
+                    f"its weights have {problem.replace('_', ' ')}: {', '.join(map(str, report[problem]))}"
+                )
+        return model.eval()
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"model ({source}) cannot be loaded: {reason[:300]}") from None

@@ -23,6 +23,9 @@ class _TokenCounts(Metric):
         tokens, size = self.counts.shape
         if indices.ndim != 4 or indices.shape[1] != tokens:
             raise ValueError(f"indices must be (B, {tokens}, h, w), got {tuple(indices.shape)}")
+        sizes = torch.tensor(self.codebook_sizes, device=indices.device).view(-1, 1, 1)
+        if bool(((indices < 0) | (indices >= sizes)).any()):
+            raise ValueError("indices are out of range for their codebooks: tokens of another model?")
         shifted = indices.transpose(0, 1).flatten(1) + torch.arange(tokens, device=indices.device)[:, None] * size
         self.counts += torch.bincount(shifted.flatten(), minlength=tokens * size).view(tokens, size)
         self.pixels += num_pixels

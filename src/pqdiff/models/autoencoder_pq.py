@@ -249,6 +249,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         sample = torch.cat(images) if len(images) > 1 else images[0]
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
+    @apply_forward_hook
     def quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Snap standardized latents `(B, d, h, w)` to codewords: latents of the same shape and dtype, and indices."""
         self._check_latents(latents)
@@ -314,6 +315,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     def _decode(self, z_q: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
         """Codes to image. The hidden coefficients, if any, travel beside the codes."""
+        z_q = z_q.contiguous()  # one memory layout, hence the same pixels whichever way the codes came
         tile, overlap = self._tile_cells()
         hidden = None if self.patch_transform is None else self.patch_transform.hidden(z_q, indices)
         if hidden is not None:

@@ -34,7 +34,7 @@ class PatchStatistics:
         self.patch_size = patch_size
         self.sample_size = sample_size
         self.generator = generator
-        self.grids = max(1, min(4, patch_size // 8))  # larger patches are fewer: look at more placements of the grid
+        self.grids = 1 if patch_size <= 8 else 2  # larger patches are fewer: look at two placements of the grid
         self.count = 0
         size = 3 * patch_size**2
         self._sum = torch.zeros(size, dtype=torch.float64)

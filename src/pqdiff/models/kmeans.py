@@ -1,6 +1,8 @@
 """k-means for all subspaces of a product quantizer at once."""
 
+import contextlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -39,12 +41,25 @@ def fit_codebooks(
         )
     if not vectors.isfinite().all():
         raise ValueError("vectors hold NaN or infinity")
-    codebooks = _seed(vectors[:, :, :_SEEDING_VECTORS], codebook_size, generator)
     part = vectors[:, :, : max(codebook_size, vectors.shape[2] // 4)]
-    for step in range(warm_up + iterations):
-        codebooks = _lloyd_step(part if step < warm_up else vectors, codebooks, generator)
-        on_step()
+    with _worker_threads() as pool:
+        codebooks = _seed(vectors[:, :, :_SEEDING_VECTORS], codebook_size, generator)
+        for step in range(warm_up + iterations):
+            codebooks = _lloyd_step(part if step < warm_up else vectors, codebooks, generator, pool)
+            on_step()
     return codebooks
+
+
+@contextlib.contextmanager
+def _worker_threads():
+    """Threads that take a subspace each and use one core: splitting each small operation among cores costs more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _seed(vectors: torch.Tensor, codebook_size: int, generator: torch.Generator) -> torch.Tensor:
@@ -62,15 +77,18 @@ def _seed(vectors: torch.Tensor, codebook_size: int, generator: torch.Generator)
     return codebooks
 
 
-def _lloyd_step(vectors: torch.Tensor, codebooks: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _lloyd_step(vectors: torch.Tensor, codebooks: torch.Tensor, generator: torch.Generator, pool) -> torch.Tensor:
     """Codewords move to the mean of their vectors, counted in float64."""
-    num_subspaces, codebook_size, dim = codebooks.shape
-    indices = nearest_codewords(vectors[None], codebooks)[0]  # (S, N)
-    result = codebooks.clone()
-    for s in range(num_subspaces):  # one subspace at a time bounds the float64 copies
-        index = indices[s]
+    num_subspaces, codebook_size, _ = codebooks.shape
+
+    def assign(s: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        index = nearest_codewords(vectors[None, s : s + 1], codebooks[s : s + 1])[0, 0]  # (N,)
         counts = torch.bincount(index, minlength=codebook_size)
-        sums = torch.zeros(codebook_size, dim, dtype=torch.float64).index_add_(0, index, vectors[s].T.double())
+        sums = [torch.bincount(index, weights=row.double(), minlength=codebook_size) for row in vectors[s]]
+        return index, counts, torch.stack(sums, dim=1)
+
+    result = codebooks.clone()
+    for s, (index, counts, sums) in enumerate(pool.map(assign, range(num_subspaces))):
         alive = counts > 0
         result[s, alive] = (sums[alive] / counts[alive, None]).float()
         dead = int((~alive).sum())

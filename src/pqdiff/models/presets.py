@@ -42,7 +42,14 @@ def closed_form_config(name: str, hidden_channels: int | None = None) -> dict:
         hidden_channels: coefficients per patch beyond the latent channels; None for what suits the preset best.
     """
     config = preset_config(name)
-    hidden = _look_up(name)[-1] if hidden_channels is None else hidden_channels
+    factor, latent_channels, num_subspaces, *_, hidden = _look_up(name)
+    if hidden_channels is not None:
+        hidden, most = hidden_channels, 3 * factor**2 - latent_channels
+        if hidden % num_subspaces or not 0 <= hidden <= most:
+            raise ValueError(
+                f"hidden_channels ({hidden}) must be a multiple of num_subspaces ({num_subspaces}), "
+                f"from 0 to {most} for {name}"
+            )
     return {**config, "conv_networks": False, "patch_shortcut": True, "hidden_channels": hidden}
 
 

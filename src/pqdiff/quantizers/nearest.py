@@ -40,8 +40,10 @@ def nearest_codewords(z: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
             _search_scalar(z[:, :, 0], codebooks[:, :, 0], indices)
         elif dim < _WIDE:
             _search_narrow(z, codebooks, indices)
+            _search_doubtful(z, codebooks, indices)
         else:
             _search_wide(z, codebooks, indices)
+            _search_doubtful(z, codebooks, indices)
         return indices
 
 
@@ -72,7 +74,7 @@ def _search_scalar(z: torch.Tensor, codebooks: torch.Tensor, indices: torch.Tens
     """Sorted search for one-dimensional subspaces: z (B, S, N), codebooks (S, K) -> indices (B, S, N)."""
     values, order = codebooks.sort(dim=1, stable=True)  # (S, K); equal values keep their order
     lowest = order.gather(1, torch.searchsorted(values, values))  # (S, K) first index of each run of equal values
-    step = max(1, _scratch_floats(z.device) // 16 // z.shape[1])
+    step = max(1, _scratch_floats(z.device) // 24 // z.shape[1])
     for b in range(z.shape[0]):
         for n in range(0, z.shape[2], step):
             x = z[b, :, n : n + step].float().contiguous()  # (S, n)
@@ -92,14 +94,14 @@ def _search_narrow(z: torch.Tensor, codebooks: torch.Tensor, indices: torch.Tens
     _, num_subspaces, dim, num_positions = z.shape
     codebook_size = codebooks.shape[1]
     scratch = _scratch_floats(z.device)
-    tile_k = min(codebook_size, max(_RUN, scratch // 8 // (2 * dim + 1) // _RUN * _RUN))
+    tile_k = min(codebook_size, max(_RUN, scratch // 16 // (2 * dim + 1) // _RUN * _RUN))
     num_runs = -(-tile_k // _RUN)
     buffer = z.new_empty(scratch // 2, dtype=torch.float32)
     # A vector costs one minimum per run and a few copies; its winning run is gathered into the buffer.
     block = min(scratch * 5 // 16 // (num_runs + 2 * dim + 4), buffer.numel() // (_RUN * (dim + 1)))
     block_n = min(block, num_positions)
     block_s = min(block // block_n, num_subspaces)
-    tile_s = max(block_s, scratch // 8 // (tile_k * (2 * dim + 1)) // block_s * block_s)
+    tile_s = max(block_s, scratch // 16 // (tile_k * (2 * dim + 1)) // block_s * block_s)
     for s in range(0, num_subspaces, tile_s):
         tile = _CodewordTile(codebooks[s : s + tile_s, :tile_k])
         for t in range(s, min(s + tile_s, num_subspaces), block_s):
@@ -116,7 +118,6 @@ def _search_narrow(z: torch.Tensor, codebooks: torch.Tensor, indices: torch.Tens
                         best = torch.where(closer, index + k, best).masked_fill_(doubt, -1)
                         best_distance = torch.where(closer, distance, best_distance)
                     indices[b, subspaces, n : n + block_n] = best
-    _search_doubtful(z, codebooks, indices)
 
 
 def _search_doubtful(z: torch.Tensor, codebooks: torch.Tensor, indices: torch.Tensor) -> None:
@@ -238,7 +239,6 @@ def _search_wide(z: torch.Tensor, codebooks: torch.Tensor, indices: torch.Tensor
                     certain = best[:, 1] > best[:, 0] + margin  # False for NaN
                     index = index.masked_fill_(~certain, -1)
                 indices[b, s, n : n + tile_n] = index
-    _search_doubtful(z, codebooks, indices)
 
 
 def _margin(dim: int) -> float:

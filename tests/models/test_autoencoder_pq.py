@@ -1,0 +1,320 @@
+"""AutoencoderPQ as a VAE: interface, round trips, precision, saving."""
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from pqdiff import PRESETS, AutoencoderPQ
+
+from .conftest import TINY, build
+
+
+@torch.no_grad()
+def test_encode_gives_latents_a_certain_distribution_and_indices(autoencoder, images):
+    output = autoencoder.encode(images)
+    assert output.latents.shape == (2, 6, 8, 12)
+    assert output.indices.shape == (2, 3, 8, 12)
+    assert torch.equal(output.latent_dist.sample(torch.Generator().manual_seed(3)), output.latents)
+    assert torch.equal(output.latent_dist.mode(), output.latents)
+    distribution, latents, indices = autoencoder.encode(images, return_dict=False)
+    assert torch.equal(distribution.mode(), latents)
+    assert torch.equal(indices, output.indices)
+
+
+@torch.no_grad()
+def test_decode_of_latents_equals_decode_of_indices(autoencoder, images):
+    output = autoencoder.encode(images)
+    expected = autoencoder.decode(output.latents).sample
+    assert expected.shape == images.shape
+    assert torch.equal(autoencoder.decode_from_indices(output.indices).sample, expected)
+    assert torch.equal(autoencoder.decode_from_indices(output.indices.to(torch.int16), return_dict=False)[0], expected)
+    assert torch.equal(autoencoder.encode_to_indices(images), output.indices)
+    assert torch.equal(autoencoder(images).sample, expected) or autoencoder.config.channel_mean is not None
+    torch.testing.assert_close(autoencoder(images).sample, expected, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_quantize_is_idempotent_and_decode_quantizes_by_default(autoencoder, images):
+    latents = autoencoder.encode(images).latents
+    noisy = latents + 0.3 * torch.randn_like(latents)
+    snapped, indices = autoencoder.quantize(noisy)
+    again, same = autoencoder.quantize(snapped)
+    assert torch.equal(indices, same)
+    assert torch.equal(snapped, again)
+    torch.testing.assert_close(autoencoder.decode(noisy).sample, autoencoder.decode(snapped).sample, rtol=0, atol=1e-5)
+    assert not torch.allclose(autoencoder.decode(noisy, quantize=False).sample, autoencoder.decode(snapped).sample)
+
+
+@torch.no_grad()
+def test_decode_accepts_generators_and_draws_nothing(autoencoder, images):
+    latents = autoencoder.encode(images).latents
+    state = torch.get_rng_state()
+    expected = autoencoder.decode(latents, return_dict=False)[0]
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(autoencoder.decode(latents, generator=generator).sample, expected)
+    assert torch.equal(autoencoder.decode(latents, generator=[generator, generator]).sample, expected)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_forward_trains_everything_that_has_parameters(autoencoder, images):
+    autoencoder.train()
+    output = autoencoder(images)
+    (output.sample.square().mean() + output.commit_loss).backward()
+    missing = [name for name, p in autoencoder.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert [name for name in missing if not name.startswith("patch_transform.hidden_codewords")] == []
+    sample, loss, indices = autoencoder(images, return_dict=False)
+    torch.testing.assert_close(sample, output.sample)
+    torch.testing.assert_close(loss, output.commit_loss)
+    assert torch.equal(indices, output.indices)
+
+
+def test_gradient_checkpointing_changes_no_gradient(images):
+    gradients = []
+    for checkpointing in (False, True):
+        model = build("both").train()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+            assert model.encoder.gradient_checkpointing
+        model(images).sample.square().mean().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+@torch.no_grad()
+def test_latents_are_standardized_as_the_config_says(images):
+    raw = build("linear", channel_mean=None, channel_std=None)
+    z_q = raw.encode(images).latents
+    mean, std = z_q.mean((0, 2, 3)), z_q.std((0, 2, 3), unbiased=False)
+    for exponent in (0.0, 0.5, 1.0):
+        model = build("linear", channel_mean=mean.tolist(), channel_std=std.tolist(), scaling_exponent=exponent)
+        latents = model.encode(images).latents
+        assert latents.mean((0, 2, 3)).abs().max() < 1e-5
+        variances = latents.var((0, 2, 3), unbiased=False)
+        assert variances.mean().item() == pytest.approx(1, abs=1e-4)
+        relative = variances / variances[0]
+        torch.testing.assert_close(relative, (std / std[0]) ** (2 - 2 * exponent), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model.decode(latents).sample, raw.decode(z_q).sample, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_image_statistics_normalize_the_input_and_come_off_the_output(images):
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    plain, normalized = build("networks"), build("networks", image_mean=mean, image_std=std)
+    scale, shift = torch.tensor(std).view(3, 1, 1), torch.tensor(mean).view(3, 1, 1)
+    by_hand = ((images + 1) / 2 - shift) / scale
+    assert torch.equal(normalized.encode_to_indices(images), plain.encode_to_indices(by_hand))
+    expected = (plain(by_hand).sample * scale + shift) * 2 - 1
+    torch.testing.assert_close(normalized(images).sample, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_batch_gives_exactly_what_its_images_give(autoencoder):
+    torch.manual_seed(0)
+    images = torch.rand(5, 3, 32, 32) * 2 - 1
+    together = autoencoder.encode(images).indices
+    assert torch.equal(torch.cat([autoencoder.encode(image[None]).indices for image in images]), together)
+
+
+@torch.no_grad()
+def test_slicing_gives_the_same_latents_and_images(autoencoder, images):
+    output = autoencoder.encode(images)
+    image = autoencoder.decode(output.latents).sample
+    autoencoder.enable_slicing()
+    sliced = autoencoder.encode(images)
+    assert torch.equal(sliced.indices, output.indices)
+    torch.testing.assert_close(autoencoder.decode(sliced.latents).sample, image, rtol=0, atol=1e-5)
+    torch.testing.assert_close(autoencoder.decode_from_indices(sliced.indices).sample, image, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "hidden"])
+@torch.no_grad()
+def test_tiling_of_the_linear_path_is_exact(kind):
+    model, images = build(kind), torch.rand(1, 3, 100, 76) * 2 - 1
+    expected = model.encode(images)
+    image = model.decode(expected.latents).sample
+    model.enable_tiling()
+    assert torch.equal(model.encode(images).indices, expected.indices)
+    torch.testing.assert_close(model.decode(expected.latents).sample, image, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_tiling_of_the_networks_leaves_no_seams():
+    """On a stationary texture, so that tiles and whole have alike statistics for the networks' normalization."""
+    model = build("networks", sample_size=128)
+    phase = torch.arange(256) * (2 * torch.pi / 32)
+    texture = phase.sin()[:, None] * phase.cos()
+    images = torch.stack([texture, texture.T, phase.cos().expand(256, 256)])[None]
+    z = model._encode(images)
+    image = model._decode(z, None)
+    model.enable_tiling()
+    tiled_z, tiled_image = model._encode(images), model._decode(z, None)
+    assert (tiled_z - z).abs().mean() <= 0.2 * z.std()
+    assert (tiled_image - image).abs().mean() <= 0.2 * image.std()
+    for seam in (96, 128):  # where tiles of 128 pixels begin and end
+        jump = (tiled_image[..., seam] - tiled_image[..., seam - 1]).abs().mean()
+        usual = (tiled_image[..., 60:90] - tiled_image[..., 59:89]).abs().mean()
+        assert jump <= 1.5 * usual
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_half_precision_weights_keep_fp32_codebooks(autoencoder, images, dtype, tmp_path):
+    autoencoder.save_pretrained(tmp_path)
+    loaded = AutoencoderPQ.from_pretrained(tmp_path, torch_dtype=dtype)
+    for model in (loaded, autoencoder.to(dtype)):
+        assert model.dtype == dtype
+        assert model.quantizer.codebooks.dtype == torch.float32
+        output = model.encode(images.to(dtype))
+        assert output.latents.dtype == dtype
+        image = model.decode(output.latents).sample
+        assert image.dtype == dtype
+        assert image.isfinite().all()
+    assert torch.equal(loaded.quantizer.codebooks, autoencoder.quantizer.codebooks)
+
+
+@torch.no_grad()
+def test_saved_and_loaded_it_computes_the_same(autoencoder, images, tmp_path):
+    autoencoder.save_pretrained(tmp_path, max_shard_size="20KB")
+    if autoencoder.encoder is not None:
+        assert (tmp_path / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    loaded = AutoencoderPQ.from_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["scaling_factor"] == 1.0
+    output = autoencoder.encode(images)
+    assert torch.equal(loaded.encode(images).latents, output.latents)
+    assert torch.equal(loaded.decode(output.latents).sample, autoencoder.decode(output.latents).sample)
+
+
+@torch.no_grad()
+def test_variant_files_load(autoencoder, images, tmp_path):
+    autoencoder.save_pretrained(tmp_path, variant="fp16")
+    loaded = AutoencoderPQ.from_pretrained(tmp_path, variant="fp16")
+    assert torch.equal(loaded.encode(images).indices, autoencoder.encode(images).indices)
+
+
+@pytest.mark.parametrize("kind", ["networks", "hidden"])
+@torch.no_grad()
+def test_encode_and_decode_compile_as_one_graph(kind):
+    model, images = build(kind), torch.rand(1, 3, 16, 16) * 2 - 1
+    encode = torch.compile(lambda x: model.encode(x, return_dict=False)[1:], fullgraph=True, backend="eager")
+    latents, indices = encode(images)
+    expected = model.encode(images)
+    assert torch.equal(indices, expected.indices)
+    decode = torch.compile(lambda z: model.decode(z, return_dict=False)[0], fullgraph=True, backend="eager")
+    torch.testing.assert_close(decode(latents), model.decode(latents).sample, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_inductor_gives_the_same_images():
+    model, images = build("both"), torch.rand(1, 3, 16, 16) * 2 - 1
+    latents = model.encode(images).latents
+    decode = torch.compile(lambda z: model.decode(z, return_dict=False)[0], fullgraph=True)
+    torch.testing.assert_close(decode(latents), model.decode(latents).sample, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["networks", "hidden"])
+@torch.no_grad()
+def test_encode_and_decode_can_be_exported(kind):
+    class Reconstruct(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.autoencoder = build(kind)
+
+        def forward(self, x):
+            return self.autoencoder.decode(self.autoencoder.encode(x, return_dict=False)[1], return_dict=False)[0]
+
+    model, images = Reconstruct().eval(), torch.rand(1, 3, 16, 16) * 2 - 1
+    exported = torch.export.export(model, (images,)).module()
+    torch.testing.assert_close(exported(images), model(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_have_the_papers_sizes(preset):
+    with torch.device("meta"):
+        model = AutoencoderPQ.from_preset(preset)
+    factor, channels, subspaces, size = (int(part[1:]) for part in preset.split("-"))
+    assert model.downsample_factor == factor
+    assert model.config.latent_channels == channels
+    assert model.quantizer.codebooks.shape == (subspaces, size, channels // subspaces)
+    assert model.config.preset == preset
+
+
+@pytest.mark.parametrize(
+    ("preset", "encoder", "decoder"),
+    [("f8-d128-s64-k512", 28.56, 41.42), ("f16-d128-s64-k128", 29.30, 42.45)],
+)
+def test_networks_have_the_published_number_of_parameters(preset, encoder, decoder):
+    with torch.device("meta"):
+        model = AutoencoderPQ.from_preset(preset)
+    count = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in ("encoder", "decoder")}
+    assert count["encoder"] / 1e6 == pytest.approx(encoder, abs=0.01)
+    assert count["decoder"] / 1e6 == pytest.approx(decoder, abs=0.01)
+    assert sum(p.numel() for p in model.quant_conv.parameters()) == 32896
+    assert sum(p.numel() for p in model.post_quant_conv.parameters()) == 33024
+
+
+def test_bits_per_pixel_of_the_presets():
+    with torch.device("meta"):
+        rates = [AutoencoderPQ.from_preset(preset).bits_per_pixel for preset in PRESETS]
+    assert rates == [9.0, 1.75, 3.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"conv_networks": False}, "conv_networks and patch_shortcut"),
+        ({"hidden_channels": 3}, r"hidden_channels \(3\)"),
+        ({"patch_shortcut": True, "hidden_channels": 4}, r"hidden_channels \(4\).*num_subspaces \(3\)"),
+        ({"block_out_channels": (8, 8)}, "same length"),
+        ({"channel_mean": [0.0] * 6}, "channel_mean and channel_std"),
+        ({"channel_mean": [0.0] * 5, "channel_std": [1.0] * 5}, "channel_mean has 5"),
+        ({"channel_mean": [0.0] * 6, "channel_std": [0.0] * 6}, "positive"),
+        ({"scaling_exponent": 1.5}, r"scaling_exponent \(1.5\)"),
+        ({"image_mean": (0.5,) * 3}, "image_mean and image_std"),
+        ({"patch_shortcut": True, "out_channels": 4}, "out_channels"),
+        ({"quantizer_type": "produkt"}, "did you mean 'product'"),
+        ({"quantizer_config": {"num_subspaces": 4, "codebook_size": 8}}, r"latent_channels \(6\)"),
+    ],
+)
+def test_bad_configurations_are_named_at_construction(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AutoencoderPQ(**{**TINY, **arguments})
+
+
+def test_unknown_presets_get_a_suggestion():
+    with pytest.raises(ValueError, match="did you mean 'f8-d128-s64-k512'"):
+        AutoencoderPQ.from_preset("f8-d128-s64-k51")
+
+
+def test_sizes_that_do_not_divide_are_answered_with_sizes_that_work(autoencoder):
+    with pytest.raises(ValueError, match=r"30 x 50.*divisible by 4.*28 x 48.*32 x 52"):
+        autoencoder.encode(torch.zeros(1, 3, 30, 50))
+
+
+def test_wrong_shapes_and_foreign_codes_are_named(autoencoder):
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
+        autoencoder.encode(torch.zeros(3, 32, 32))
+    with pytest.raises(ValueError, match=r"\(B, 6, h, w\)"):
+        autoencoder.decode(torch.zeros(1, 4, 8, 8))
+    with pytest.raises(ValueError, match=r"\(B, 3, h, w\)"):
+        autoencoder.decode_from_indices(torch.zeros(1, 4, 8, 8, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"\[0, 16\)"):
+        autoencoder.decode_from_indices(torch.full((1, 3, 8, 8), 16))
+
+
+def test_nan_latents_do_not_become_a_picture(autoencoder):
+    latents = torch.full((1, 6, 8, 8), torch.nan)
+    with torch.no_grad():
+        assert autoencoder.decode(latents).sample.isnan().any()
+
+
+def test_signatures_cover_those_of_autoencoder_kl():
+    import inspect
+
+    for method in ("encode", "decode", "forward"):
+        theirs = inspect.signature(getattr(AutoencoderKL, method)).parameters
+        ours = list(inspect.signature(getattr(AutoencoderPQ, method)).parameters)
+        assert ours[: len(theirs)] == list(theirs)

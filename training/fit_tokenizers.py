@@ -1,0 +1,89 @@
+"""Fit, measure and write the tokenizers that ship with pqdiff: src/pqdiff/checkpoints and model_cards.
+
+    python training/fit_tokenizers.py --photos PHOTOS/imagenet --also PHOTOS/bsds
+
+Every tenth photo of --photos in name order is left out of the fit and measured on: shorter side to 256 px by Lanczos,
+center crop, 8-bit output. That is the protocol behind every number of record in this project.
+"""
+
+import argparse
+import itertools
+import json
+import shutil
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pqdiff.data.files import atomic_folder
+from pqdiff.data.images import iterate_images, resize_and_crop, to_tensor
+from pqdiff.hub.cards import write_card
+from pqdiff.metrics.protocol import evaluate_reconstruction
+from pqdiff.models import PRESETS, AutoencoderPQ
+from pqdiff.models.closed_form import fit_closed_form
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINTS = ROOT / "src" / "pqdiff" / "checkpoints"
+CARDS = ROOT / "model_cards"
+RESULTS = ROOT / "benchmarks" / "results" / "tokenizers.json"
+RESOLUTION, HOLD_OUT = 256, 10
+
+
+def photos(folder: Path, held_out: bool):
+    """RGB photos of a folder: every tenth, or all the others."""
+    for number, (_, image) in enumerate(iterate_images(folder)):
+        if (number % HOLD_OUT == 0) == held_out:
+            yield image
+
+
+def fit(args, preset: str, name: str) -> dict:
+    """Fit one preset, write its folder and card, and return its metrics."""
+    start = time.perf_counter()
+    images = itertools.chain(
+        photos(args.photos, held_out=False), *(map(_second, iterate_images(f)) for f in args.also)
+    )
+    tensors = (to_tensor(resize_and_crop(image, RESOLUTION, crop=False)) for image in tqdm(images, desc=name))
+    model = fit_closed_form(tensors, preset, seed=args.seed)
+    seconds = time.perf_counter() - start
+
+    folder = CHECKPOINTS / name
+    shutil.rmtree(folder, ignore_errors=True)
+    with atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+    model = AutoencoderPQ.from_pretrained(folder).eval()
+    metrics = evaluate_reconstruction(model, photos(args.photos, held_out=True), RESOLUTION)
+    metrics["data"] = f"every {HOLD_OUT}th of {args.photos.name}, left out of the fit"
+    training = (
+        f"Fitted by `training/fit_tokenizers.py` (seed {args.seed}) to ImageNet sample images, one per class and without "
+        f"those measured on below, and to the Berkeley Segmentation Data Set, shorter side {RESOLUTION} px: principal "
+        f"components of {model.downsample_factor} x {model.downsample_factor} patches, dealt out to the subspaces with "
+        "equal products of variances, and k-means in each. Both photo sets are for non-commercial research; no photo is "
+        "part of the model."
+    )
+    write_card(model, folder, name, training, f'pqdiff.bundled("{name}")', metrics)
+    CARDS.mkdir(exist_ok=True)
+    shutil.copy(folder / "README.md", CARDS / f"{name}.md")
+    return {**metrics, "fit_seconds": round(seconds, 1)}
+
+
+def _second(pair):
+    return pair[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="folder to fit and measure on")
+    parser.add_argument("--also", type=Path, action="append", default=[], help="further folder to fit on; repeatable")
+    parser.add_argument("--preset", action="append", choices=PRESETS, help="default: all; repeatable")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    args = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for preset in args.preset or PRESETS:
+        name = f"pqgan-{preset}"
+        results[name] = fit(args, preset, name)
+        print(f"{name}: PSNR {results[name]['metrics']['psnr_dataset']:.2f} dB in {results[name]['fit_seconds']} s")
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
