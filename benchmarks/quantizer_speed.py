@@ -83,7 +83,7 @@ def main() -> None:
             medians = interleaved_medians(action, quantizers, z, args.rounds)
             ratio = medians["loop"] / medians["pqdiff"]
             results[name][action.__name__] = {
-                **{k: round(v * 1e3, 3) for k, v in medians.items()},
+                **{f"{k}_milliseconds": round(v * 1e3, 3) for k, v in medians.items()},
                 "ratio": round(ratio, 2),
             }
             print(f"{name:14} {action.__name__:17} loop {medians['loop'] * 1e3:8.2f} ms   "
@@ -96,7 +96,7 @@ def main() -> None:
           f"ratio {memory['ratio']:5.1f}")  # fmt: skip
     results[MEMORY_CONFIG[0]] = {"peak_extra_megabytes_beside_outputs": memory}
     if args.output:
-        document = {"machine": describe_machine(), "threads": 1, "rounds": args.rounds, "milliseconds": results}
+        document = {"machine": describe_machine(), "threads": 1, "rounds": args.rounds, "results": results}
         args.output.write_text(json.dumps(document, indent=2) + "\n")
 
 

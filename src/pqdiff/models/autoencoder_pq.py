@@ -5,66 +5,19 @@ are diffusers' VQGAN encoder and decoder. Unlike the reference implementation th
 out of `encode`, so `scaling_factor` is 1, and a linear path over patches can stand beside the networks or in their place.
 """
 
-from dataclasses import dataclass
-
 import torch
 from diffusers import ModelMixin  # diffusers' loader looks for this name in the defining module
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin, Decoder, DecoderOutput, Encoder
-from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from ..quantizers import QuantizerOutput, build_quantizer
+from .outputs import AutoencoderPQForwardOutput, AutoencoderPQOutput, PQLatentDistribution
 from .patch_transform import PatchTransform
 from .presets import preset_config
 from .standardization import LatentStandardization
 from .tiling import run_tiled
-
-
-class PQLatentDistribution:
-    """The certain outcome of a deterministic quantizer, in the form that diffusers' pipelines and trainers expect."""
-
-    def __init__(self, latents: torch.Tensor):
-        self.latents = latents
-
-    def sample(self, generator: torch.Generator | list[torch.Generator] | None = None) -> torch.Tensor:
-        """The latents; nothing is drawn."""
-        return self.latents
-
-    def mode(self) -> torch.Tensor:
-        """The latents."""
-        return self.latents
-
-
-@dataclass
-class AutoencoderPQOutput(BaseOutput):
-    """Output of `AutoencoderPQ.encode`.
-
-    Attributes:
-        latent_dist: distribution whose `sample()` and `mode()` are both `latents`.
-        latents: quantized, standardized latents `(B, d, H/F, W/F)`.
-        indices: int64 tokens `(B, S, H/F, W/F)`.
-    """
-
-    latent_dist: PQLatentDistribution
-    latents: torch.Tensor
-    indices: torch.Tensor
-
-
-@dataclass
-class AutoencoderPQForwardOutput(BaseOutput):
-    """Output of `AutoencoderPQ.forward`.
-
-    Attributes:
-        sample: reconstruction `(B, 3, H, W)`, nominally in [-1, 1], not clamped.
-        commit_loss: the quantizer's weighted loss, a scalar.
-        indices: int64 tokens `(B, S, H/F, W/F)`.
-    """
-
-    sample: torch.Tensor
-    commit_loss: torch.Tensor
-    indices: torch.Tensor
 
 
 class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):

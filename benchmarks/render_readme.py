@@ -1,0 +1,59 @@
+"""Write the committed results into the tables of README.md.
+
+python -m benchmarks.render_readme
+"""
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def tokenizer_table() -> str:
+    """One row per shipped tokenizer, by falling rate."""
+    rows = [
+        "| name | bits per pixel | PSNR dB | SSIM | entropy, bits per pixel | codewords used |",
+        "|---|---|---|---|---|---|",
+    ]
+    results = json.loads((RESULTS / "tokenizers.json").read_text())
+    for name, result in sorted(results.items(), key=lambda item: -item[1]["metrics"]["bits_per_pixel"]):
+        m = result["metrics"]
+        rows.append(
+            f"| `{name}` | {m['bits_per_pixel']:g} | {m['psnr_dataset']:.2f} | {m['ssim']:.4f} | "
+            f"{m['entropy_bits_per_pixel']:.2f} | {m['codebook_utilization']:.1%} |"
+        )
+    return "\n".join(rows)
+
+
+def speed_table() -> str:
+    """One row per configuration: how many times faster than the loop."""
+    results = json.loads((RESULTS / "quantizer_speed.json").read_text())["results"]
+    rows = ["| latents of | search | forward + backward |", "|---|---|---|"]
+    for name, result in results.items():
+        if "search" in result:
+            ratios = (result[action]["ratio"] for action in ("search", "forward_backward"))
+            rows.append(f"| {name} | " + " | ".join(f"{ratio:.1f} x" for ratio in ratios) + " |")
+        else:
+            memory = result["peak_extra_megabytes_beside_outputs"]
+            rows.append(
+                f"| {name}, peak extra memory | {memory['pqdiff']:.0f} MB, the loop {memory['loop']:.0f} MB | |"
+            )
+    return "\n".join(rows)
+
+
+def render(text: str) -> str:
+    """README with both tables as the results have them."""
+    for mark, table in (("results", tokenizer_table()), ("speed", speed_table())):
+        text, count = re.subn(
+            rf"(<!-- {mark}: [^\n]*-->\n).*?(\n<!-- /{mark} -->)", lambda m, t=table: m[1] + t + m[2], text, flags=re.S
+        )
+        if count != 1:
+            raise ValueError(f"README.md must have the mark {mark!r} once, has it {count} times")
+    return text
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(render(path.read_text()))

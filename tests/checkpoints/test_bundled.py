@@ -1,0 +1,124 @@
+"""The shipped tokenizers: complete, small, exact, and as good as their cards say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pqdiff
+from pqdiff import AutoencoderPQ
+from pqdiff.data.images import load_image, normalize, resize_and_crop, to_pixels, to_tensor
+from pqdiff.metrics import DatasetPSNR
+from pqdiff.models.fingerprint import fingerprint
+
+ROOT = Path(__file__).parents[2]
+NAMES = [f"pqgan-{preset}" for preset in pqdiff.PRESETS]
+# The plain recipe's dataset PSNR on the photos of record, in dB: what the fit must reach at least.
+PLAIN = dict(zip(NAMES, (39.3, 27.6, 31.6, 24.3), strict=True))
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def shipped(request):
+    return request.param, AutoencoderPQ.from_pretrained(pqdiff.bundled(request.param)).eval()
+
+
+@pytest.fixture(scope="module")
+def photos():
+    skimage_data = pytest.importorskip("skimage.data")
+    folder = Path(skimage_data.__file__).parent
+    images = [load_image(folder / name) for name in ("astronaut.png", "chelsea.png", "coffee.png")]
+    return torch.stack([to_tensor(resize_and_crop(image, 256)) for image in images])
+
+
+def test_every_preset_ships():
+    assert sorted(pqdiff.BUNDLED) == sorted(NAMES)
+    with pytest.raises(ValueError, match="did you mean 'pqgan-f8-d128-s64-k512'"):
+        pqdiff.bundled("pqgan-f8-d128-s64-k51")
+
+
+def test_weights_together_stay_under_twelve_megabytes():
+    files = [path for name in NAMES for path in Path(pqdiff.bundled(name)).glob("*.safetensors")]
+    assert len(files) == len(NAMES)
+    assert sum(path.stat().st_size for path in files) <= 12e6
+
+
+def test_card_and_metrics_belong_to_the_weights(shipped):
+    name, model = shipped
+    folder = Path(pqdiff.bundled(name))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    card = (folder / "README.md").read_text()
+    assert metrics["protocol"]["fingerprint"] == fingerprint(model)
+    assert fingerprint(model) in card
+    assert f"{metrics['metrics']['psnr_dataset']:.2f} dB" in card
+    assert metrics["num_images"] == 72
+    assert card == (ROOT / "model_cards" / f"{name}.md").read_text()
+    assert json.loads((ROOT / "benchmarks/results/tokenizers.json").read_text())[name]["metrics"] == metrics["metrics"]
+
+
+def test_measured_psnr_is_above_the_plain_recipe(shipped):
+    name, _ = shipped
+    metrics = json.loads((Path(pqdiff.bundled(name)) / "metrics.json").read_text())
+    assert metrics["metrics"]["psnr_dataset"] >= PLAIN[name]
+
+
+@torch.no_grad()
+def test_photos_come_back_as_well_as_the_rate_allows(shipped, photos):
+    name, model = shipped
+    psnr = DatasetPSNR()
+    psnr.update(to_pixels(model.decode(model.encode(normalize(photos)).latents).sample), photos)
+    assert psnr.compute() >= PLAIN[name] - 1
+
+
+@torch.no_grad()
+def test_batches_and_single_photos_give_identical_pixels(shipped, photos):
+    _, model = shipped
+    images = normalize(photos)
+    together = model.encode(images)
+    decoded = model.decode(together.latents).sample
+    for i in range(len(images)):
+        alone = model.encode(images[i : i + 1])
+        assert torch.equal(alone.indices[0], together.indices[i])
+        assert torch.equal(to_pixels(model.decode(alone.latents).sample[0]), to_pixels(decoded[i]))
+    assert torch.equal(model.decode_from_indices(together.indices).sample, decoded)
+
+
+@torch.no_grad()
+def test_latents_snap_back_to_the_same_codes(shipped, photos):
+    _, model = shipped
+    output = model.encode(normalize(photos))
+    latents, indices = model.quantize(output.latents)
+    assert torch.equal(indices, output.indices)
+    assert torch.equal(latents, output.latents)
+
+
+def test_another_process_gives_identical_pixels(photos, tmp_path):
+    name = NAMES[0]
+    torch.save(photos, tmp_path / "photos.pt")
+    code = f"""
+import torch, pqdiff
+from pqdiff.data.images import normalize, to_pixels
+model = pqdiff.AutoencoderPQ.from_pretrained(pqdiff.bundled({name!r})).eval()
+with torch.no_grad():
+    images = normalize(torch.load("photos.pt"))
+    torch.save(to_pixels(model.decode(model.encode(images).latents).sample), "result.pt")
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    model = AutoencoderPQ.from_pretrained(pqdiff.bundled(name)).eval()
+    with torch.no_grad():
+        expected = to_pixels(model.decode(model.encode(normalize(photos)).latents).sample)
+    assert torch.equal(torch.load(tmp_path / "result.pt"), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_costs_little(shipped, photos, dtype):
+    name, model = shipped
+    half = AutoencoderPQ.from_pretrained(pqdiff.bundled(name), torch_dtype=dtype).eval()
+    images = normalize(photos)
+    full_psnr, half_psnr = DatasetPSNR(), DatasetPSNR()
+    full_psnr.update(to_pixels(model.decode(model.encode(images).latents).sample), photos)
+    half_psnr.update(to_pixels(half.decode(half.encode(images.to(dtype)).latents).sample), photos)
+    assert half_psnr.compute() >= full_psnr.compute() - (0.3 if dtype == torch.float16 else 3)
