@@ -147,8 +147,6 @@ class _CodewordTile:
         num_runs = codewords.shape[1] // _RUN
         centered = codewords - center
         half_norms = centered.square().sum(dim=2, keepdim=True).mul_(0.5)  # (s, k, 1)
-        norms = half_norms[:, : self.codewords.shape[2]]
-        self.max_square_norm = 2 * norms.amax(dim=1, keepdim=True)  # (s, 1, 1)
         self.center = center.transpose(1, 2)  # (s, D, 1)
         self.table = torch.cat([centered.neg_(), half_norms], dim=2)  # (s, k, D + 1)
         # A product with the one-hot choice of a run yields its codewords, its number, and a check that it is one-hot.
@@ -207,8 +205,13 @@ class _CodewordTile:
                     flat_scores = scores.flatten(1, 2)
                 torch.bmm(table, part, out=flat_scores)
                 torch.amin(scores, dim=2, out=part_out)
-        margin = augmented[:, :dim].square().sum(dim=1, keepdim=True).add_(self.max_square_norm).mul_(_margin(dim))
-        return torch.le(minima, minima.amin(dim=1, keepdim=True).add_(margin), out=minima)
+        # A codeword c at distance r has a score with an error of at most 3 (D + 2) u (|x|^2 + r^2), because |c| <= |x| + r.
+        # The nearest one and the apparently nearest one are as far, and r^2 = |x|^2 + 2 score.
+        lowest = minima.amin(dim=1, keepdim=True)
+        margin = (
+            augmented[:, :dim].square().sum(dim=1, keepdim=True).add_(lowest).mul_(12 * (dim + 2) * _UNIT_ROUNDOFF)
+        )
+        return torch.le(minima, lowest.add_(margin), out=minima)
 
 
 def _search_wide(z: torch.Tensor, codebooks: torch.Tensor, indices: torch.Tensor) -> None:
@@ -234,16 +237,11 @@ def _search_wide(z: torch.Tensor, codebooks: torch.Tensor, indices: torch.Tensor
                     index.append(positions + k)
                 best, order = torch.cat(best, dim=1).sort(dim=1)
                 index = torch.cat(index, dim=1).gather(1, order)[:, 0]
-                if best.shape[1] > 1:
-                    margin = centered.square().sum(dim=1).add_(max_square_norm).mul_(_margin(dim))
+                if best.shape[1] > 1:  # both scores of a comparison carry at most half of this rounding error
+                    margin = centered.square().sum(dim=1).add_(max_square_norm).mul_(4 * (dim + 2) * _UNIT_ROUNDOFF)
                     certain = best[:, 1] > best[:, 0] + margin  # False for NaN
                     index = index.masked_fill_(~certain, -1)
                 indices[b, s, n : n + tile_n] = index
-
-
-def _margin(dim: int) -> float:
-    """Rounding error that both sides of a comparison of scores may carry, relative to |x|^2 + max |c|^2."""
-    return 4 * (dim + 2) * _UNIT_ROUNDOFF
 
 
 def _first_minimum(distances: torch.Tensor) -> torch.Tensor:
