@@ -12,7 +12,6 @@ import torch
 # Scratch memory in floats. On a CPU a tile stays in the second-level cache; a GPU wants few, large launches.
 _SCRATCH_FLOATS = {"cpu": 2**18}
 _SCRATCH_FLOATS_ACCELERATOR = 2**26
-_RUN = 16  # codewords per run
 _WIDE = 16  # from this dimension on the matrix product dominates and runs no longer pay
 _UNIT_ROUNDOFF = 2.0**-24  # fp32
 _NEVER = 1e18  # coordinate of the codewords that fill up the last run; its square is still finite in fp32
@@ -94,16 +93,17 @@ def _search_narrow(z: torch.Tensor, codebooks: torch.Tensor, indices: torch.Tens
     _, num_subspaces, dim, num_positions = z.shape
     codebook_size = codebooks.shape[1]
     scratch = _scratch_floats(z.device)
-    tile_k = min(codebook_size, max(_RUN, scratch // 16 // (2 * dim + 1) // _RUN * _RUN))
-    num_runs = -(-tile_k // _RUN)
+    run = 16 if codebook_size > 128 else 8  # codewords per run: short runs for short codebooks
+    tile_k = min(codebook_size, max(run, scratch // 16 // (2 * dim + 1) // run * run))
+    num_runs = -(-tile_k // run)
     buffer = z.new_empty(scratch // 2, dtype=torch.float32)
     # A vector costs one minimum per run and a few copies; its winning run is gathered into the buffer.
-    block = min(scratch * 5 // 16 // (num_runs + 2 * dim + 4), buffer.numel() // (_RUN * (dim + 1)))
+    block = min(scratch * 5 // 16 // (num_runs + 2 * dim + 4), buffer.numel() // (run * (dim + 1)))
     block_n = min(block, num_positions)
     block_s = min(block // block_n, num_subspaces)
-    tile_s = max(block_s, scratch // 16 // (tile_k * (2 * dim + 1)) // block_s * block_s)
+    tile_s = max(block_s, scratch // 10 // (tile_k * (2 * dim + 1)) // block_s * block_s)
     for s in range(0, num_subspaces, tile_s):
-        tile = _CodewordTile(codebooks[s : s + tile_s, :tile_k])
+        tile = _CodewordTile(codebooks[s : s + tile_s, :tile_k], run)
         for t in range(s, min(s + tile_s, num_subspaces), block_s):
             subspaces = slice(t, min(t + block_s, s + tile_s, num_subspaces))
             block_tile = tile.part(slice(t - s, subspaces.stop - s))
@@ -112,7 +112,8 @@ def _search_narrow(z: torch.Tensor, codebooks: torch.Tensor, indices: torch.Tens
                     x = z[b, subspaces, :, n : n + block_n].float()  # (s, D, n)
                     best, best_distance = block_tile.nearest(x, buffer)
                     for k in range(tile_k, codebook_size, tile_k):
-                        index, distance = _CodewordTile(codebooks[subspaces, k : k + tile_k]).nearest(x, buffer)
+                        part = _CodewordTile(codebooks[subspaces, k : k + tile_k], run)
+                        index, distance = part.nearest(x, buffer)
                         closer = distance < best_distance  # strict: an equal distance keeps the lower index
                         doubt = (index < 0) | (best < 0)
                         best = torch.where(closer, index + k, best).masked_fill_(doubt, -1)
@@ -137,20 +138,20 @@ def _search_doubtful(z: torch.Tensor, codebooks: torch.Tensor, indices: torch.Te
 class _CodewordTile:
     """Some codewords `(s, k, D)` prepared for search: centered, negated, with half their squared norms."""
 
-    def __init__(self, codewords: torch.Tensor):
+    def __init__(self, codewords: torch.Tensor, run: int):
         self.codewords = codewords.transpose(1, 2)  # (s, D, k)
         # Centering keeps |z||c| small beside the distances: the expanded square loses no digits off-center.
         center = codewords.mean(dim=1, keepdim=True)  # (s, 1, D)
-        padding = -codewords.shape[1] % _RUN
+        padding = -codewords.shape[1] % run
         if padding:
             codewords = torch.nn.functional.pad(codewords, (0, 0, 0, padding), value=_NEVER)
-        num_runs = codewords.shape[1] // _RUN
+        num_runs = codewords.shape[1] // run
         centered = codewords - center
         half_norms = centered.square().sum(dim=2, keepdim=True).mul_(0.5)  # (s, k, 1)
         self.center = center.transpose(1, 2)  # (s, D, 1)
         self.table = torch.cat([centered.neg_(), half_norms], dim=2)  # (s, k, D + 1)
         # A product with the one-hot choice of a run yields its codewords, its number, and a check that it is one-hot.
-        runs = codewords.unflatten(1, (num_runs, _RUN)).permute(0, 3, 2, 1).flatten(1, 2)  # (s, D * run, k / run)
+        runs = codewords.unflatten(1, (num_runs, run)).permute(0, 3, 2, 1).flatten(1, 2)  # (s, D * run, k / run)
         numbers = torch.arange(num_runs, dtype=torch.float32, device=codewords.device)
         labels = torch.stack([numbers, torch.ones_like(numbers)])
         self.runs = torch.cat([runs, labels.expand(len(runs), -1, -1)], dim=1)  # (s, D * run + 2, k / run)
@@ -169,18 +170,19 @@ class _CodewordTile:
         """
         num_subspaces, dim, n = x.shape
         possible = self._possible_runs(x, buffer)  # (s, runs, n), one-hot wherever rounding leaves no doubt
-        gathered = buffer[: num_subspaces * (dim * _RUN + 2) * n].view(num_subspaces, -1, n)
+        gathered = buffer[: num_subspaces * self.runs.shape[1] * n].view(num_subspaces, -1, n)
         torch.bmm(self.runs, possible, out=gathered)
         codewords, (number, count) = gathered[:, :-2], gathered[:, -2:].unbind(dim=1)
-        differences = codewords.unflatten(1, (dim, _RUN)).sub_(x[:, :, None]).square_()
+        run = codewords.shape[1] // dim
+        differences = codewords.unflatten(1, (dim, run)).sub_(x[:, :, None]).square_()
         distances = differences[:, 0]  # (s, run, n), direct form: exact where the expanded one cancels
         for d in range(1, dim):
             distances += differences[:, d]
         distance = distances.amin(dim=1)
         # Lowest index among the equals: vectorized along n and twice as fast on a CPU as min with indices.
-        countdown = torch.arange(_RUN, 0, -1, dtype=torch.float32, device=x.device)[:, None]
+        countdown = torch.arange(run, 0, -1, dtype=torch.float32, device=x.device)[:, None]
         equal = torch.le(distances, distance[:, None], out=distances).mul_(countdown)
-        index = (number * _RUN).sub_(equal.amax(dim=1)).add_(_RUN).masked_fill_(count != 1, -1)
+        index = (number * run).sub_(equal.amax(dim=1)).add_(run).masked_fill_(count != 1, -1)
         return index.long(), distance
 
     def _possible_runs(self, x: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
@@ -191,17 +193,20 @@ class _CodewordTile:
         augmented = x.new_ones(num_subspaces, dim + 1, n)
         torch.sub(x, self.center, out=augmented[:, :dim])
         minima = x.new_empty(num_subspaces, num_runs, n)
-        step = max(1, min(buffer.numel() // (_RUN * num_runs), n))
+        k = self.table.shape[1]
+        step = max(1, min(buffer.numel() // k, n))
         step = step // 64 * 64 or step  # whole vector registers: ragged rows cost half the speed
-        group = max(1, buffer.numel() // (_RUN * num_runs * step))
+        group = max(1, buffer.numel() // (step * k))
+        groups, parts = -(-num_subspaces // group), -(-n // step)
+        # chunk and zip, because slicing in Python would take as long as the arithmetic
         for table, vectors, out in zip(
-            self.table.split(group), augmented.split(group), minima.split(group), strict=True
+            self.table.chunk(groups), augmented.chunk(groups), minima.chunk(groups), strict=True
         ):
             shape = None
-            for part, part_out in zip(vectors.split(step, dim=2), out.split(step, dim=2), strict=True):
+            for part, part_out in zip(vectors.chunk(parts, dim=2), out.chunk(parts, dim=2), strict=True):
                 if part_out.shape != shape:
                     shape = part_out.shape
-                    scores = buffer[: part_out.numel() * _RUN].view(len(table), num_runs, _RUN, -1)
+                    scores = buffer[: len(table) * k * shape[2]].view(len(table), num_runs, -1, shape[2])
                     flat_scores = scores.flatten(1, 2)
                 torch.bmm(table, part, out=flat_scores)
                 torch.amin(scores, dim=2, out=part_out)
