@@ -94,6 +94,21 @@ def test_latents_snap_back_to_the_same_codes(shipped, photos):
     assert torch.equal(latents, output.latents)
 
 
+@torch.no_grad()
+def test_the_number_of_threads_changes_no_pixel(shipped, photos):
+    _, model = shipped
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for images in (photos, photos[:1], photos[1:2]):
+            results.append(to_pixels(model.decode(model.encode(normalize(images)).latents).sample))
+    torch.set_num_threads(1)
+    for together, first, second in zip(results[::3], results[1::3], results[2::3], strict=True):
+        assert torch.equal(together, results[0])
+        assert torch.equal(first[0], results[0][0])
+        assert torch.equal(second[0], results[0][1])
+
+
 def test_another_process_gives_identical_pixels(photos, tmp_path):
     name = NAMES[0]
     torch.save(photos, tmp_path / "photos.pt")

@@ -12,6 +12,25 @@ from ..quantizers import ProductQuantizer
 from ..quantizers.nearest import nearest_codewords
 
 
+class PointwiseConv(nn.Conv2d):
+    """1x1 convolution whose result depends on neither the batch size nor the number of CPU threads.
+
+    `nn.Conv2d` picks its order of summation by both, and a last bit decides between two codewords now and then.
+    """
+
+    _TERMS = 768  # the math library splits longer sums among threads
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x `(B, C, H, W)` -> `(B, out_channels, H, W)`."""
+        weights = self.weight.flatten(1).split(self._TERMS, dim=1)
+        rows = x.flatten(2).split(self._TERMS, dim=1)
+        result = sum(weight @ row for weight, row in zip(weights, rows, strict=True)) + self.bias[:, None]
+        return result.unflatten(2, x.shape[2:])
+
+
 class PatchTransform(nn.Module):
     """Analysis and synthesis of patches, with the hidden coordinates of the codewords.
 
@@ -33,8 +52,8 @@ class PatchTransform(nn.Module):
         self.latent_channels = latent_channels
         self.hidden_channels = hidden_channels
         pixels = in_channels * patch_size**2
-        self.analysis = nn.Conv2d(pixels, latent_channels + hidden_channels, 1)
-        self.synthesis = nn.Conv2d(latent_channels + hidden_channels, pixels, 1)
+        self.analysis = PointwiseConv(pixels, latent_channels + hidden_channels)
+        self.synthesis = PointwiseConv(latent_channels + hidden_channels, pixels)
         self.hidden_codewords = None
         if hidden_channels:
             if not isinstance(quantizer, ProductQuantizer):
