@@ -62,15 +62,13 @@ def reconstruct(
     if json:
         print_json({"results": rows, "files": files})
         return
-    print_table(
-        "Reconstruction of 8-bit photos",
-        ["photo", "model", "bits/pixel", "PSNR dB", "SSIM", "seconds"],
-        [
-            [Path(r["photo"]).name, r["model"], f"{r['bits_per_pixel']:g}", number(r["psnr"], 2), number(r["ssim"], 4),
-             number(r["seconds"], 2)]
-            for r in rows
-        ],
-    )  # fmt: skip
+    table = [
+        [Path(r["photo"]).name, r["model"].removeprefix("pqgan-"), f"{r['bits_per_pixel']:g}"]
+        + [number(r[key], digits) for key, digits in (("psnr", 2), ("ssim", 4), ("seconds", 2))]
+        for r in rows
+    ]
+    columns = ["photo", "model", "bits/pixel", "PSNR dB", "SSIM", "seconds"]
+    print_table("Reconstruction of 8-bit photos", columns, table)
     print("\n".join(["Written:", *(f"  {file}" for file in files)]))
 
 
