@@ -84,17 +84,20 @@ def evaluate(
     if json:
         print_json(results)
         return
-    columns = [
-        "psnr_dataset",
-        "psnr_image_mean",
-        "ssim",
-        "bits_per_pixel",
-        "entropy_bits_per_pixel",
-        "codebook_utilization",
+    columns = {
+        "psnr_dataset": "PSNR dB",
+        "psnr_image_mean": "mean PSNR",
+        "ssim": "SSIM",
+        "bits_per_pixel": "bits/px",
+        "entropy_bits_per_pixel": "entropy",
+        "codebook_utilization": "used",
+    }
+    rows = [
+        [name.removeprefix("pqgan-"), *(number(result["metrics"][column], 3) for column in columns)]
+        for name, result in results.items()
     ]
-    rows = [[name, *(number(result["metrics"][column], 3) for column in columns)] for name, result in results.items()]
     count = next(iter(results.values()))["num_images"]
-    print_table(f"{count} images at {resolution} px, 8-bit output", ["model", *columns], rows)
+    print_table(f"{count} images at {resolution} px, 8-bit output", ["model", *columns.values()], rows)
     print(f"Written: {output}")
 
 
