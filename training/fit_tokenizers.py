@@ -53,17 +53,23 @@ def fit(args, preset: str, name: str) -> dict:
     model = AutoencoderPQ.from_pretrained(folder).eval()
     metrics = evaluate_reconstruction(model, photos(args.photos, held_out=True), RESOLUTION)
     metrics["data"] = f"every {HOLD_OUT}th of {args.photos.name}, left out of the fit"
+    write_cards(model, name, metrics, args.seed)
+    return {**metrics, "fit_seconds": round(seconds, 1)}
+
+
+def write_cards(model, name: str, metrics: dict, seed: int) -> None:
+    """The card beside the weights, and its copy in model_cards."""
     training = (
-        f"Fitted by `training/fit_tokenizers.py` (seed {args.seed}) to ImageNet sample images, one per class and without "
+        f"Fitted by `training/fit_tokenizers.py` (seed {seed}) to ImageNet sample images, one per class and without "
         f"those measured on below, and to the Berkeley Segmentation Data Set, shorter side {RESOLUTION} px: principal "
         f"components of {model.downsample_factor} x {model.downsample_factor} patches, dealt out to the subspaces with "
         "equal products of variances, and k-means in each. Both photo sets are for non-commercial research; no photo is "
         "part of the model."
     )
+    folder = CHECKPOINTS / name
     write_card(model, folder, name, training, f'pqdiff.bundled("{name}")', metrics)
     CARDS.mkdir(exist_ok=True)
     shutil.copy(folder / "README.md", CARDS / f"{name}.md")
-    return {**metrics, "fit_seconds": round(seconds, 1)}
 
 
 def _second(pair):
@@ -72,14 +78,23 @@ def _second(pair):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True, help="folder to fit and measure on")
+    parser.add_argument("--photos", type=Path, help="folder to fit and measure on")
     parser.add_argument("--also", type=Path, action="append", default=[], help="further folder to fit on; repeatable")
     parser.add_argument("--preset", action="append", choices=PRESETS, help="default: all; repeatable")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument(
+        "--cards-only", action="store_true", help="write the cards again, from the metrics as they are"
+    )
     args = parser.parse_args()
+    if not (args.photos or args.cards_only):
+        parser.error("--photos is required to fit")
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for preset in args.preset or PRESETS:
         name = f"pqgan-{preset}"
+        if args.cards_only:
+            model = AutoencoderPQ.from_pretrained(CHECKPOINTS / name).eval()
+            write_cards(model, name, json.loads((CHECKPOINTS / name / "metrics.json").read_text()), args.seed)
+            continue
         results[name] = fit(args, preset, name)
         print(f"{name}: PSNR {results[name]['metrics']['psnr_dataset']:.2f} dB in {results[name]['fit_seconds']} s")
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")

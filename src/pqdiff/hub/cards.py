@@ -12,6 +12,12 @@ _TEMPLATE = Path(__file__).parent / "model_card.md.jinja"
 # Zavadski, Tatsch, Rother 2026, table 1: PSNR in dB on the 50,000 validation images of ImageNet at 256 px.
 _PAPER_PSNR = {"f8-d128-s64-k512": 37.4, "f16-d128-s64-k128": 28.3, "f32-d256-s64-k256": 24.6}
 
+_HIDDEN_LIMIT = (
+    " Its codewords stand for coefficients that the latents do not show, so noise that moves the latents to another "
+    "codeword costs more than in a plain model (benchmarks/results/latent_noise.json). For a diffusion model decode with "
+    "`quantize=False`, or fit a plain one with `pqdiff fit --hidden-channels 0`."
+)
+
 
 def write_card(model, folder: str | Path, name: str, training: str, load: str, metrics: dict | None = None) -> None:
     """Write `README.md`, and `metrics.json` if there are metrics, beside the weights in `folder`.
@@ -92,6 +98,7 @@ def write_card(model, folder: str | Path, name: str, training: str, load: str, m
         limits=(
             "Fitted for squared error alone: at low rates it blurs, and the borders of patches show. It was not trained "
             "with a perceptual or adversarial loss. Perceptual metrics (rFID, LPIPS, CMMD) were not measured."
+            + (_HIDDEN_LIMIT if model.config.hidden_channels else "")
         ),
     )
     card.save(folder / "README.md")
