@@ -62,15 +62,6 @@ torch.save(
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors this small only lose time to threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def autoencoder() -> AutoencoderPQ:
     torch.manual_seed(0)

@@ -43,15 +43,6 @@ torch.save({"class": type(pipe.vae).__name__, "is_ours": type(pipe.vae) is pqdif
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors this small only lose time to threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module", params=["convolutional", "linear"])
 def vae(request) -> AutoencoderPQ:
     return tiny_autoencoder(linear=request.param == "linear")

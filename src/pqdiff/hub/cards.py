@@ -13,9 +13,9 @@ _TEMPLATE = Path(__file__).parent / "model_card.md.jinja"
 _PAPER_PSNR = {"f8-d128-s64-k512": 37.4, "f16-d128-s64-k128": 28.3, "f32-d256-s64-k256": 24.6}
 
 _HIDDEN_LIMIT = (
-    " Its codewords stand for coefficients that the latents do not show, so noise that moves the latents to another "
-    "codeword costs more than in a plain model (benchmarks/results/latent_noise.json). For a diffusion model decode with "
-    "`quantize=False`, or fit a plain one with `pqdiff fit --hidden-channels 0`."
+    " Its codewords stand for coefficients that the latents do not show: a little noise on the latents picks other "
+    "codewords, and snapping then loses more than not snapping (benchmarks/results/latent_noise.json). For a diffusion "
+    "model decode with `quantize=False`, or fit a plain one with `pqdiff fit --hidden-channels 0`."
 )
 
 

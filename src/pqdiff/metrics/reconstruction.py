@@ -1,7 +1,7 @@
 """How near a reconstruction is to its image, pixel by pixel.
 
 Images are `(B, C, H, W)`: uint8, or floating point in [0, 1]. Say which PSNR a table shows: the data set's is below
-the mean of the images' (Jensen), by a decibel or more on photos.
+the mean of the images' (Jensen).
 """
 
 import math
