@@ -209,6 +209,10 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         z_q, indices, _ = self.quantizer(self.standardization.restore(latents))
         return self.standardization.standardize(z_q).to(latents.dtype), indices
 
+    def latents_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
+        """Standardized latents `(B, d, h, w)` of tokens `(B, S, h, w)`: exactly what `encode` gave with them, in fp32."""
+        return self.standardization.standardize(self.quantizer.indices_to_latents(indices))
+
     def encode_to_indices(self, x: torch.Tensor) -> torch.Tensor:
         """Tokens `(B, S, H/F, W/F)` of images `(B, 3, H, W)` in [-1, 1]."""
         return self.encode(x).indices

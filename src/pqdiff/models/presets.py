@@ -1,10 +1,11 @@
-"""The paper's configurations by name, and their closed-form counterparts.
+"""The paper's configurations by name, any other by the same scheme (`f8-d32-s16-k256`), and their closed forms.
 
 F16 exists twice because the paper contradicts itself: section 4.4 and the tables have d = 128, appendix A.1 has
 d = 256. The published sources give no network for F32; its levels extend those of F16.
 """
 
 import difflib
+import re
 
 # F, d, S, K, levels of the networks, hidden channels of the closed form.
 _PRESETS = {
@@ -14,6 +15,13 @@ _PRESETS = {
     "f32-d256-s64-k256": (32, 256, 64, 256, (128, 128, 256, 256, 512, 512), 0),
 }
 PRESETS = tuple(_PRESETS)
+_SCHEME = re.compile(r"f(\d+)-d(\d+)-s(\d+)-k(\d+)")
+_LEVELS = {
+    4: (128, 256, 512),
+    8: (128, 256, 256, 512),
+    16: (128, 128, 256, 256, 512),
+    32: (128, 128, 256, 256, 512, 512),
+}
 
 
 def preset_config(name: str) -> dict:
@@ -54,8 +62,17 @@ def closed_form_config(name: str, hidden_channels: int | None = None) -> dict:
 
 
 def _look_up(name: str) -> tuple:
-    if name not in _PRESETS:
-        close = difflib.get_close_matches(name, _PRESETS, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(PRESETS)}"
-        raise ValueError(f"preset ({name!r}) is unknown: {hint}")
-    return _PRESETS[name]
+    if name in _PRESETS:
+        return _PRESETS[name]
+    if match := _SCHEME.fullmatch(name):
+        factor, latent_channels, num_subspaces, codebook_size = map(int, match.groups())
+        if factor not in _LEVELS:
+            raise ValueError(f"preset ({name!r}): F must be one of {', '.join(map(str, _LEVELS))}")
+        if not 1 <= latent_channels <= 3 * factor**2 or num_subspaces < 1 or latent_channels % num_subspaces:
+            raise ValueError(
+                f"preset ({name!r}): d must be from 1 to 3 F^2 = {3 * factor**2} and divisible by S = {num_subspaces}"
+            )
+        return factor, latent_channels, num_subspaces, codebook_size, _LEVELS[factor], 0
+    close = difflib.get_close_matches(name, _PRESETS, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(PRESETS)}, or write f8-d32-s16-k256"
+    raise ValueError(f"preset ({name!r}) is unknown: {hint}")
