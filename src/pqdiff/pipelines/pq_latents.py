@@ -1,0 +1,184 @@
+"""What the pipelines on product-quantized latents share: checks, snapping to codewords, latents of images, conversion."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from os import PathLike
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from ..models import AutoencoderPQ
+from .conversion import convert_stable_diffusion
+from .fit import check_fit
+from .variants import Variant
+
+
+class PQLatentsMixin:
+    """Goes before a stock Stable Diffusion pipeline, which then works on latents of any number of channels.
+
+    Args:
+        vae: autoencoder with d latent channels. With an `AutoencoderKL` everything is as in the stock pipeline.
+        text_encoder: as in the stock pipeline.
+        tokenizer: as in the stock pipeline.
+        unet: with d input and output channels (for inpainting also 2 d + 1 input channels).
+        scheduler: any that diffusers runs Stable Diffusion with.
+        safety_checker: None for none.
+        feature_extractor: of the safety checker.
+        image_encoder: of an IP-Adapter.
+        requires_safety_checker: whether to warn where there is none.
+
+    Raises:
+        ValueError: if the components do not fit each other; the message names both sides.
+    """
+
+    _stock_class: type[DiffusionPipeline]
+    _inpainting = False
+
+    def __init__(
+        self,
+        vae: AutoencoderPQ | AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        safety_checker: StableDiffusionSafetyChecker,
+        feature_extractor: CLIPImageProcessor,
+        image_encoder: CLIPVisionModelWithProjection = None,
+        requires_safety_checker: bool = True,
+    ):
+        check_fit(vae, text_encoder, unet, scheduler, self._inpainting)
+        super().__init__(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+            requires_safety_checker=requires_safety_checker,
+        )
+        if vae is not None and vae.config.latent_channels != 3:  # else an image would be taken for latents
+            self.image_processor = VaeImageProcessor(
+                vae_scale_factor=self.vae_scale_factor, vae_latent_channels=vae.config.latent_channels
+            )
+
+    @classmethod
+    def from_stable_diffusion(
+        cls,
+        base: str | PathLike | DiffusionPipeline,
+        autoencoder: AutoencoderPQ | AutoencoderKL | str | PathLike | None = None,
+        variant: Variant | str | PathLike | None = None,
+        init: str = "variance",
+        torch_dtype: torch.dtype | None = None,
+        conv_in_map: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs,
+    ):
+        """A pipeline made of a pretrained Stable Diffusion and a product-quantizing autoencoder, ready to be adapted.
+
+        The UNet is widened to the autoencoder's channels; until it is trained on them its pictures mean little. What
+        the UNet predicts is read from the base's scheduler. Neither `base` nor `autoencoder` is changed; where the data
+        type allows it, their other components are shared.
+
+        Args:
+            base: a folder, a Hub id or a loaded stock pipeline (load it yourself to choose the files of a weight
+                variant such as fp16).
+            autoencoder: a model, the name of one that ships with pqdiff, a folder or a Hub id; None for the shipped
+                one of the variant.
+            variant: `hr`, `precise`, `quick`, a YAML file or a `Variant`, from which the UNet's sample size comes; None
+                to keep that of the base.
+            init: how the widened projections start, as in `pqdiff.models.unet_adapter.widen_unet`.
+            torch_dtype: data type of the models; None for float32, or for that of a loaded base.
+            conv_in_map: for `init="lstsq"`.
+            **kwargs: for `from_pretrained` of the base; with a loaded base, components to replace.
+
+        Raises:
+            ValueError: if the base was taken down from the Hub, or base, autoencoder and variant do not fit.
+        """
+        return convert_stable_diffusion(
+            cls, cls._stock_class, base, autoencoder, variant, init, torch_dtype, conv_in_map, **kwargs
+        )
+
+    def _pictures(
+        self, latents: torch.Tensor, output_type: str, return_dict: bool, generator, quantize_latents: bool
+    ) -> StableDiffusionPipelineOutput | tuple:
+        """Decode the denoised latents `(B, d, h, w)` and do everything that stock pipelines do after it."""
+        pictures, flagged = latents, None
+        if output_type != "latent":
+            snapping = {"quantize": quantize_latents} if self._has_codewords else {}
+            pictures = self.vae.decode(
+                latents / self.vae.config.scaling_factor, return_dict=False, generator=generator, **snapping
+            )[0]
+            pictures, flagged = self.run_safety_checker(pictures, self._execution_device, latents.dtype)
+        denormalize = [True] * len(pictures) if flagged is None else [not unsafe for unsafe in flagged]
+        pictures = self.image_processor.postprocess(pictures, output_type=output_type, do_denormalize=denormalize)
+        if not return_dict:
+            return pictures, flagged
+        return StableDiffusionPipelineOutput(images=pictures, nsfw_content_detected=flagged)
+
+    def _image_latents(
+        self, image: torch.Tensor, batch_size: int, dtype: torch.dtype, device: torch.device, generator
+    ) -> torch.Tensor:
+        """Latents `(batch_size, d, h, w)` of images `(B, 3, H, W)` in [-1, 1], or of latents `(B, d, h, w)`.
+
+        Each image is repeated as its prompt is: with two per prompt the order is a, a, b, b.
+
+        Raises:
+            ValueError: if `batch_size` is no multiple of the images.
+        """
+        repeats, rest = divmod(batch_size, len(image))
+        if rest or not repeats:
+            raise ValueError(
+                f"image holds {len(image)} pictures for a batch of {batch_size}: the batch, prompts times "
+                "num_images_per_prompt, must be a multiple of the pictures"
+            )
+        image = image.to(device=device, dtype=dtype)
+        if image.shape[1] == self.image_processor.config.vae_latent_channels:
+            return image.repeat_interleave(repeats, dim=0)
+        if isinstance(generator, list):
+            image = image.repeat_interleave(repeats, dim=0)
+            latents = [self._encode(each, one) for each, one in zip(image.split(1), generator, strict=True)]
+            return torch.cat(latents)
+        return self._encode(image, generator).repeat_interleave(repeats, dim=0)
+
+    def _encode(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        return self.vae.encode(image).latent_dist.sample(generator) * self.vae.config.scaling_factor
+
+    @property
+    def _has_codewords(self) -> bool:
+        return isinstance(getattr(self.vae, "_orig_mod", self.vae), AutoencoderPQ)  # _orig_mod: torch.compile
+
+
+def with_quantize_latents(stock_call: Callable) -> Callable:
+    """The `__call__` of a stock pipeline with one more keyword, `quantize_latents`.
+
+    True, the default, snaps the denoised latents to the nearest codewords before they are decoded; False decodes them
+    as they are. It has no effect with `output_type="latent"`, nor with an autoencoder that has no codewords.
+    """
+    stock = inspect.signature(stock_call)
+
+    @functools.wraps(stock_call)
+    @torch.no_grad()
+    def __call__(self, *args, quantize_latents: bool = True, **kwargs):
+        if quantize_latents or not self._has_codewords:
+            return stock_call(self, *args, **kwargs)  # AutoencoderPQ snaps by itself
+        call = stock.bind(self, *args, **kwargs)
+        call.apply_defaults()
+        output_type, return_dict = call.arguments["output_type"], call.arguments["return_dict"]
+        call.arguments |= {"output_type": "latent", "return_dict": False}
+        latents = stock_call(*call.args, **call.kwargs)[0]
+        output = self._pictures(latents, output_type, return_dict, call.arguments["generator"], quantize_latents=False)
+        self.maybe_free_model_hooks()  # decoding has woken the autoencoder again
+        return output
+
+    parameters = list(stock.parameters.values())
+    keyword = inspect.Parameter("quantize_latents", inspect.Parameter.KEYWORD_ONLY, default=True, annotation=bool)
+    at = next((i for i, each in enumerate(parameters) if each.kind is each.VAR_KEYWORD), len(parameters))
+    __call__.__signature__ = stock.replace(parameters=[*parameters[:at], keyword, *parameters[at:]])
+    return __call__

@@ -1,0 +1,198 @@
+"""What the pipelines on product-quantized latents promise by themselves, with tiny real components."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessor
+
+import pqdiff
+from pqdiff import PQStableDiffusionImg2ImgPipeline, PQStableDiffusionInpaintPipeline, PQStableDiffusionPipeline
+from tests.pipelines.support import PROMPT, STEPS, assert_different, build, paint, seeded
+from tests.tiny import BASE_CHANNELS, FACTOR, PQ_CHANNELS, SIDE, tiny_autoencoder, tiny_kl_autoencoder, tiny_unet
+
+KINDS = (PQStableDiffusionPipeline, PQStableDiffusionImg2ImgPipeline, PQStableDiffusionInpaintPipeline)
+STOCK = (StableDiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pipe(request):
+    return build(request.param)
+
+
+@pytest.fixture(scope="module")
+def text_to_image():
+    return build()
+
+
+def decoded(pipe, latents: torch.Tensor, **options) -> torch.Tensor:
+    with torch.no_grad():
+        sample = pipe.vae.decode(latents, **options).sample
+    return pipe.image_processor.postprocess(sample, output_type="pt")
+
+
+def test_latents_are_snapped_before_decoding(pipe):
+    latents = paint(pipe, output_type="latent")
+    with torch.no_grad():
+        snapped, _ = pipe.vae.quantize(latents)
+    assert_different(snapped, latents)
+    torch.testing.assert_close(paint(pipe), decoded(pipe, snapped, quantize=False))
+    assert torch.equal(paint(pipe), paint(pipe, quantize_latents=True))
+
+
+def test_latents_are_decoded_as_they_are_on_request(pipe):
+    picture = paint(pipe, quantize_latents=False)
+    torch.testing.assert_close(picture, decoded(pipe, paint(pipe, output_type="latent"), quantize=False))
+    assert_different(picture, paint(pipe))
+
+
+def test_not_snapping_once_changes_no_later_call(pipe):
+    before = paint(pipe)
+    paint(pipe, quantize_latents=False)
+    assert torch.equal(paint(pipe), before)
+
+
+def test_latents_come_back_as_the_model_left_them(pipe):
+    latents = paint(pipe, output_type="latent")
+    assert latents.shape == (1, PQ_CHANNELS, SIDE // FACTOR, SIDE // FACTOR)
+    assert torch.equal(latents, paint(pipe, output_type="latent", quantize_latents=False))
+
+
+@pytest.mark.parametrize("quantize_latents", [True, False])
+def test_every_output_type_shows_the_same_picture(pipe, quantize_latents):
+    call = {"quantize_latents": quantize_latents}
+    tensor = paint(pipe, **call)
+    assert tensor.shape == (1, 3, SIDE, SIDE)
+    array = paint(pipe, output_type="np", **call)
+    assert isinstance(array, np.ndarray)
+    np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    (picture,) = paint(pipe, output_type="pil", **call)
+    assert isinstance(picture, Image.Image)
+    np.testing.assert_array_equal(np.asarray(picture), (array[0] * 255).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("quantize_latents", [True, False])
+def test_without_return_dict_pictures_and_flags_are_a_tuple(text_to_image, quantize_latents):
+    call = {"num_inference_steps": STEPS, "output_type": "pt", "quantize_latents": quantize_latents}
+    output = text_to_image(PROMPT, generator=seeded(), return_dict=False, **call)
+    assert isinstance(output, tuple)
+    assert torch.equal(output[0], text_to_image(PROMPT, generator=seeded(), **call).images)
+    assert output[1] is None
+
+
+@pytest.mark.parametrize("quantize_latents", [True, False])
+def test_the_safety_checker_sees_every_picture(quantize_latents):
+    torch.manual_seed(0)
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = CLIPConfig(text_config=tower, vision_config={**tower, "image_size": 8, "patch_size": 4}, projection_dim=8)
+    checker = StableDiffusionSafetyChecker(config).eval()
+    with torch.no_grad():  # every picture is closer than -1.1 to a forbidden concept
+        checker.concept_embeds_weights.fill_(-1.1)
+        checker.special_care_embeds_weights.fill_(2)
+    small = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
+    pipe = build(safety_checker=checker, feature_extractor=CLIPImageProcessor(**small), requires_safety_checker=True)
+    call = {"num_inference_steps": 1, "output_type": "pt", "quantize_latents": quantize_latents}
+    output = pipe(PROMPT, **call)
+    assert output.nsfw_content_detected == [True]
+    assert output.images.abs().max() == 0
+    with torch.no_grad():
+        checker.concept_embeds_weights.fill_(2)
+    output = pipe(PROMPT, **call)
+    assert output.nsfw_content_detected == [False]
+    assert output.images.std() > 0
+
+
+def test_a_stock_pipeline_of_the_same_components_paints_the_same_picture(text_to_image):
+    stock = StableDiffusionPipeline(**text_to_image.components, requires_safety_checker=False)
+    stock.set_progress_bar_config(disable=True)
+    assert torch.equal(paint(text_to_image), paint(stock))
+
+
+@pytest.mark.parametrize(("kind", "stock_class"), [*zip(KINDS, STOCK, strict=True)])
+def test_with_a_kl_autoencoder_everything_is_as_in_the_stock_pipeline(kind, stock_class):
+    pipe = build(kind, vae=tiny_kl_autoencoder(), unet=tiny_unet(BASE_CHANNELS))
+    stock = stock_class(**pipe.components, requires_safety_checker=False)
+    stock.set_progress_bar_config(disable=True)
+    for quantize_latents in (True, False):
+        # Not bit for bit: the stock pipeline may keep another memory layout of the same latents.
+        torch.testing.assert_close(paint(pipe, quantize_latents=quantize_latents), paint(stock))
+
+
+def test_the_call_is_described_with_its_new_argument():
+    for kind, stock_class in zip(KINDS, STOCK, strict=True):
+        parameters = inspect.signature(kind.__call__).parameters
+        assert parameters["quantize_latents"].default is True
+        old = [*inspect.signature(stock_class.__call__).parameters]
+        assert [name for name in parameters if name not in ("quantize_latents", "kwargs")] == [
+            name for name in old if name != "kwargs"
+        ]
+
+
+def test_positional_arguments_mean_what_they_mean_in_the_stock_pipeline(text_to_image):
+    call = {"generator": seeded(), "output_type": "pt", "quantize_latents": False}
+    picture = text_to_image(PROMPT, SIDE, 2 * SIDE, STEPS, **call).images
+    assert picture.shape == (1, 3, SIDE, 2 * SIDE)
+    assert torch.equal(picture, paint(text_to_image, height=SIDE, width=2 * SIDE, quantize_latents=False))
+
+
+@pytest.mark.parametrize("quantize_latents", [True, False])
+def test_slicing_paints_the_same_pictures(quantize_latents):
+    pipe = build(vae=tiny_autoencoder())
+    call = {"num_images_per_prompt": 2, "quantize_latents": quantize_latents}
+    whole = paint(pipe, **call)
+    pipe.vae.enable_slicing()
+    torch.testing.assert_close(paint(pipe, **call), whole)
+
+
+def test_a_compiled_autoencoder_can_leave_latents_unsnapped_too():
+    pipe = build()
+    expected = paint(pipe, quantize_latents=False)
+    pipe.vae = torch.compile(pipe.vae)
+    assert torch.equal(paint(pipe, quantize_latents=False), expected)
+
+
+def test_the_class_is_found_only_when_it_is_asked_for():
+    assert pqdiff.PQStableDiffusionPipeline is PQStableDiffusionPipeline
+    assert {kind.__name__ for kind in KINDS} <= {*dir(pqdiff), *pqdiff.__all__}
+    with pytest.raises(AttributeError, match="'pqdiff' has no attribute 'PQStableDiffusion'"):
+        _ = pqdiff.PQStableDiffusion
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_kind_of_pipeline_becomes_another_and_keeps_its_components(text_to_image, kind):
+    other = kind.from_pipe(text_to_image)
+    assert type(other) is kind
+    assert all(other.components[name] is component for name, component in text_to_image.components.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_and_loaded_it_paints_the_same_picture(kind, tmp_path, capfd):
+    pipe = build(kind)
+    pipe.save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(paint(loaded), paint(pipe))
+    assert "Expected types" not in capfd.readouterr().err
+    for name in ("vae", "unet", "text_encoder"):
+        weights, expected = loaded.components[name].state_dict(), pipe.components[name].state_dict()
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[key], expected[key]) for key in expected)
+
+
+def test_a_folder_loads_without_some_of_its_components(text_to_image, tmp_path):
+    text_to_image.save_pretrained(tmp_path)
+    loaded = PQStableDiffusionPipeline.from_pretrained(tmp_path, text_encoder=None, tokenizer=None, vae=None)
+    loaded.set_progress_bar_config(disable=True)
+    prompt_embeds, negative = text_to_image.encode_prompt(PROMPT, "cpu", 1, True)
+    call = {"output_type": "latent", "height": SIDE, "width": SIDE}
+    loaded.vae_scale_factor = FACTOR  # without an autoencoder diffusers takes it to be 8
+    latents = paint(loaded, None, prompt_embeds=prompt_embeds, negative_prompt_embeds=negative, **call)
+    torch.testing.assert_close(latents, paint(text_to_image, **call))
