@@ -4,12 +4,14 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .files import atomic_file
+from .packing import bits_per_token, pack_batch, unpack_batch
+
+__all__ = ["ImageCodes", "bits_per_token", "load_codes", "pack_indices", "save_codes", "unpack_indices"]
 
 _FORMAT = "pqdiff-codes-1"
 
@@ -81,20 +83,9 @@ def _check_header(header: dict) -> None:
             raise ValueError(f"{name} must be text")
 
 
-def bits_per_token(codebook_size: int) -> int:
-    """Whole bits that a token takes in a file."""
-    return max(1, (codebook_size - 1).bit_length())
-
-
 def pack_indices(indices: torch.Tensor, codebook_sizes: tuple[int, ...]) -> torch.Tensor:
     """Tokens `(G, h, w)` as a stream of bits in uint8, one token map after the other, most significant bit first."""
-    streams = []
-    for plane, size in zip(indices.flatten(1).numpy(), codebook_sizes, strict=True):
-        if plane.min(initial=0) < 0 or plane.max(initial=0) >= size:
-            raise ValueError(f"indices must be in [0, {size})")
-        shifts = np.arange(bits_per_token(size) - 1, -1, -1)
-        streams.append((plane[:, None] >> shifts & 1).astype(np.uint8).ravel())
-    return torch.from_numpy(np.packbits(np.concatenate(streams)))
+    return torch.from_numpy(pack_batch(indices.numpy()[None], codebook_sizes)[0])
 
 
 def unpack_indices(packed: torch.Tensor, shape: tuple[int, int, int], codebook_sizes: tuple[int, ...]) -> torch.Tensor:
@@ -103,18 +94,4 @@ def unpack_indices(packed: torch.Tensor, shape: tuple[int, int, int], codebook_s
     Raises:
         ValueError: if the number of bytes does not fit the shape, or a token is out of range.
     """
-    if len(shape) != 3 or shape[0] != len(codebook_sizes) or min(shape) < 1:
-        raise ValueError(f"shape {tuple(shape)} does not fit {len(codebook_sizes)} tokens per position")
-    positions = shape[1] * shape[2]
-    total = positions * sum(map(bits_per_token, codebook_sizes))
-    if packed.dtype != torch.uint8 or packed.ndim != 1 or packed.numel() != -(-total // 8):
-        raise ValueError(f"{packed.numel()} bytes of codes, but shape {tuple(shape)} needs {-(-total // 8)}")
-    stream = np.unpackbits(packed.numpy(), count=total)
-    indices, start = np.empty((shape[0], positions), dtype=np.int64), 0
-    for plane, size in zip(indices, codebook_sizes, strict=True):
-        bits = bits_per_token(size)
-        plane[:] = stream[start : start + positions * bits].reshape(positions, bits) @ (1 << np.arange(bits)[::-1])
-        if plane.max() >= size:
-            raise ValueError(f"token {plane.max()} is out of range for a codebook of {size}")
-        start += positions * bits
-    return torch.from_numpy(indices.reshape(shape))
+    return torch.from_numpy(unpack_batch(packed.numpy()[None], shape, codebook_sizes)[0])

@@ -1,0 +1,58 @@
+"""Captions on disk: metadata files of a folder, text files beside photos, cells of tables."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "txt", "sentences", "description")
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+
+
+def read_metadata(table: Path, image_column: str, caption_column: str | None) -> Iterator[tuple]:
+    """Paths and captions that a metadata file lists."""
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file) if table.suffix == ".csv" else (json.loads(x) for x in file if x.strip()))
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"{table}: cannot be read ({one_line(error)})") from None
+    for number, row in enumerate(rows, start=1):
+        where = f"{table}, row {number}"
+        if not isinstance(row, dict) or not isinstance(row.get(image_column), str):
+            raise ValueError(f"{where}: has no {image_column} (columns: {names_of(row)})")
+        column = caption_column or next((name for name in CAPTION_COLUMNS if name in row), None)
+        if caption_column and caption_column not in row:
+            raise ValueError(f"{where}: has no caption_column ({caption_column}; columns: {names_of(row)})")
+        path = table.parent / row[image_column]
+        if not path.is_file():
+            raise ValueError(f"{where}: {path} does not exist")
+        yield path, captions_in(where, row[column]) if column else ()
+
+
+def sidecar_captions(path: Path) -> tuple[str, ...]:
+    text = path.with_suffix(".txt")
+    if not text.is_file():
+        return ()
+    try:
+        return captions_in(str(text), text.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{text}: is not text in UTF-8") from None
+
+
+def captions_in(where: str, value) -> tuple[str, ...]:
+    """Captions in a cell: a text, several, None, or (webdataset) an object with a column of captions."""
+    if isinstance(value, dict):
+        value = next((value[name] for name in CAPTION_COLUMNS if name in value), None)
+    values = value if isinstance(value, (list, tuple)) else [value]
+    texts = [text.decode(errors="replace") if isinstance(text, bytes) else text for text in values if text is not None]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{where}: captions must be text, got {value!r:.80}")
+    return tuple(" ".join(text.split()) for text in texts)
+
+
+def names_of(columns) -> str:
+    return ", ".join(map(str, columns)) or "none" if isinstance(columns, dict) else "none"
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,187 @@
+"""Reads a picture of a scene back: which shapes of which color and size stand where, and whether a caption is true.
+
+Every pixel is explained as a blend of the background with one of the known colors; connected pixels of one color are an
+object; its outline is compared with templates of the shapes. Nothing is learned.
+"""
+
+import functools
+import itertools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFilter
+
+from .images import to_tensor
+from .scenes import BACKGROUNDS, COLORS, PLACES, SHAPES, SIZES, Scene, draw_shape
+
+ATTRIBUTES = ("count", "color", "shape", "size", "position", "background")
+
+_TEMPLATE = 16  # side of the outlines that are compared
+_SMALLEST = 0.006  # area of an object as a fraction of the picture; anything smaller is a speck
+_SIZE_LIMIT = sum(SIZES.values()) / 2
+
+
+@dataclass(frozen=True)
+class FoundObject:
+    """One shape as it was read; `center` (x, y) as fractions of the picture's sides."""
+
+    size: str
+    color: str
+    shape: str
+    center: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class SceneReading:
+    """What a picture shows."""
+
+    background: str
+    objects: tuple[FoundObject, ...]
+
+
+def read_scenes(pixels: torch.Tensor) -> list[SceneReading]:
+    """Read pictures `(B, 3, H, W)`, uint8."""
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.dtype != torch.uint8:
+        raise ValueError(f"pixels must be (B, 3, H, W) uint8, got {tuple(pixels.shape)} {pixels.dtype}")
+    readings = []
+    for part in pixels.split(64):
+        readings += _read(part.float())
+    return readings
+
+
+def check_scene(reading: SceneReading, scene: Scene) -> dict[str, bool]:
+    """Whether the picture shows what the caption of `scene` says, per attribute, and `all` of them together.
+
+    What the caption leaves open counts as right. Objects are matched to the caption in the way that favors it most.
+    """
+    wanted = scene.objects
+    background = not scene.says_background or reading.background == scene.background
+    best = dict.fromkeys(("color", "shape", "size", "position"), False)
+    for chosen in itertools.permutations(reading.objects, min(len(wanted), len(reading.objects))):
+        pairs = list(zip(chosen, wanted, strict=False))
+        complete = len(chosen) == len(wanted)
+        verdict = {
+            name: complete and all(getattr(found, name) == getattr(item, name) for found, item in pairs)
+            for name in ("color", "shape", "size")
+        }
+        verdict["position"] = complete and _position_holds(scene, chosen)
+        if sum(verdict.values()) > sum(best.values()):
+            best = verdict
+        if scene.kind == "count" or all(best.values()):
+            break  # equal objects: one matching is as good as another
+    result = {"count": len(reading.objects) == len(wanted), **best, "background": background}
+    return {**result, "all": all(result.values())}
+
+
+def _position_holds(scene: Scene, chosen: tuple[FoundObject, ...]) -> bool:
+    if scene.kind == "count":
+        return True
+    if scene.kind == "place":
+        x, y = chosen[0].center
+        distances = {name: (x - px) ** 2 + (y - py) ** 2 for name, (px, py) in PLACES.items()}
+        return min(distances, key=distances.get) == scene.detail
+    (x0, y0), (x1, y1) = (found.center for found in chosen)
+    right, down = x1 - x0, y1 - y0
+    if scene.detail in ("above", "below"):
+        return abs(down) > abs(right) and (down > 0) == (scene.detail == "above")
+    return abs(right) > abs(down) and (right > 0) == (scene.detail == "left of")
+
+
+def _read(pixels: torch.Tensor) -> list[SceneReading]:
+    """Readings of float pictures (B, 3, H, W) in [0, 255]."""
+    batch, _, height, width = pixels.shape
+    margin = max(1, min(height, width) // 32)
+    frame = torch.ones(height, width, dtype=torch.bool)
+    frame[margin:-margin, margin:-margin] = False
+    backdrop = pixels[:, :, frame].median(dim=2).values  # (B, 3)
+    known = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float)
+    names = [list(BACKGROUNDS)[i] for i in torch.cdist(backdrop, known).argmin(dim=1)]
+
+    # Blend weight of every color in every pixel, and how badly that blend explains it.
+    palette = torch.tensor(list(COLORS.values()), dtype=torch.float)  # (C, 3)
+    direction = palette[None] - backdrop[:, None]  # (B, C, 3)
+    offset = (pixels - backdrop[:, :, None, None]).flatten(2)  # (B, 3, HW)
+    weight = direction @ offset / direction.square().sum(dim=2, keepdim=True)  # (B, C, HW)
+    blend = weight.clamp(0, 1)[:, :, None] * direction[..., None]  # (B, C, 3, HW)
+    misfit = (offset[:, None] - blend).square().sum(dim=2)  # (B, C, HW)
+    best = misfit.argmin(dim=1, keepdim=True)
+    is_best = torch.zeros_like(misfit, dtype=torch.bool).scatter_(1, best, True)
+    mask = ((weight > 0.5) & is_best).view(batch, len(palette), height, width)
+    labels = _connected(mask)
+    weight = weight.view_as(labels)
+    readings = []
+    for b in range(batch):
+        objects = []
+        for c, color in enumerate(COLORS):
+            for label in labels[b, c].unique().tolist():
+                region = labels[b, c] == label
+                if label and region.sum() >= _SMALLEST * height * width:
+                    objects.append(_describe(region, weight[b, c], color))
+        objects.sort(key=lambda item: item.center)
+        readings.append(SceneReading(names[b], tuple(objects)))
+    return readings
+
+
+def _connected(mask: torch.Tensor) -> torch.Tensor:
+    """Label of the 8-connected region that each pixel of (B, C, H, W) belongs to; 0 outside the mask."""
+    start = torch.arange(1, mask.shape[2] * mask.shape[3] + 1, dtype=torch.float).view(mask.shape[2:])
+    labels = start * mask
+    while True:
+        spread = F.max_pool2d(labels, 3, stride=1, padding=1) * mask
+        if torch.equal(spread, labels):
+            return labels
+        labels = spread
+
+
+def _describe(region: torch.Tensor, weight: torch.Tensor, color: str) -> FoundObject:
+    """Size, shape and center of a region (H, W), given the blend weight of its color (H, W)."""
+    rows, columns = region.any(dim=1).nonzero()[:, 0], region.any(dim=0).nonzero()[:, 0]
+    top, bottom, left, right = rows[0].item(), rows[-1].item() + 1, columns[0].item(), columns[-1].item() + 1
+    outline = weight.clamp(0, 1)[top:bottom, left:right]
+    errors = (_outline(outline) - _templates()).square().mean(dim=(2, 3)).amin(dim=1)
+    extent = max((bottom - top) / region.shape[0], (right - left) / region.shape[1])
+    return FoundObject(
+        size="large" if extent > _SIZE_LIMIT else "small",
+        color=color,
+        shape=SHAPES[errors.argmin()],
+        center=((left + right) / 2 / region.shape[1], (top + bottom) / 2 / region.shape[0]),
+    )
+
+
+def _outline(weight: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(weight[None, None], (_TEMPLATE, _TEMPLATE), mode="bilinear", antialias=True)[0, 0]
+
+
+@functools.cache
+def _templates() -> torch.Tensor:
+    """Outlines (number of shapes, blurs, _TEMPLATE, _TEMPLATE) in [0, 1], each cut to its bounding box, sharp and soft."""
+    outlines = []
+    for shape in SHAPES:
+        image = Image.new("RGB", (256, 256), "black")
+        draw_shape(ImageDraw.Draw(image), shape, (0.5, 0.5), 0.6, "white", 256)
+        versions = []
+        for blur in (0, 6, 12):
+            soft = to_tensor(image.filter(ImageFilter.GaussianBlur(blur)))[0].float() / 255
+            rows, columns = ((soft > 0.5).any(dim=axis).nonzero()[:, 0] for axis in (1, 0))
+            versions.append(_outline(soft[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]))
+        outlines.append(torch.stack(versions))
+    return torch.stack(outlines)
+
+
+def count_right(readings: list[SceneReading], scenes: list[Scene]) -> dict[str, float]:
+    """Fraction of pictures that are right, per attribute and in `all`.
+
+    An attribute counts only where the caption speaks of it: `background` on some, `position` on places and relations.
+    """
+    verdicts = [check_scene(reading, scene) for reading, scene in zip(readings, scenes, strict=True)]
+    speaks = {
+        "background": [scene.says_background for scene in scenes],
+        "position": [scene.kind != "count" for scene in scenes],
+    }
+    fractions = {}
+    for name in (*ATTRIBUTES, "all"):
+        relevant = speaks.get(name, [True] * len(scenes))
+        values = [verdict[name] for verdict, counts in zip(verdicts, relevant, strict=True) if counts]
+        fractions[name] = sum(values) / len(values) if values else float("nan")
+    return fractions

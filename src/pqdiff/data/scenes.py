@@ -1,0 +1,214 @@
+"""Captioned synthetic scenes: colored shapes of two sizes, placed, related or counted, on a plain background.
+
+The text-to-image stand-in that ships with the project: a picture can be checked against its caption without a judge
+(`scene_checker.py`). Some pairs of color and shape never occur in training, so that prompts with them ask for a
+combination the model has not seen.
+"""
+
+import random
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+from torch.utils.data import Dataset
+
+COLORS = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (50, 80, 220),
+    "yellow": (240, 210, 40),
+    "purple": (140, 40, 200),
+    "cyan": (40, 200, 210),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+SIZES = {"small": 0.23, "large": 0.36}  # diameter as a fraction of the picture's side
+BACKGROUNDS = {"white": (245, 245, 245), "gray": (128, 128, 128), "black": (12, 12, 12)}
+PLACES = {
+    "top left": (0.27, 0.27),
+    "top right": (0.73, 0.27),
+    "bottom left": (0.27, 0.73),
+    "bottom right": (0.73, 0.73),
+    "center": (0.5, 0.5),
+}
+RELATIONS = ("above", "below", "left of", "right of")
+COUNTS = {"two": 2, "three": 3, "four": 4}
+HELD_OUT_PAIRS = (("red", "triangle"), ("green", "circle"), ("blue", "cross"), ("yellow", "square"))
+
+_KINDS = (("place", 0.3), ("relation", 0.4), ("count", 0.3))
+_SUPERSAMPLING = 4
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One shape. `center` is (x, y) and `diameter` a length, as fractions of the picture's side."""
+
+    size: str
+    color: str
+    shape: str
+    center: tuple[float, float]
+    diameter: float
+
+    @property
+    def name(self) -> str:
+        """E.g. `small red circle`."""
+        return f"{self.size} {self.color} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows and what its caption says.
+
+    Attributes:
+        kind: `place` (one object somewhere), `relation` (two objects) or `count` (two to four equal objects).
+        objects: the shapes, in the caption's order.
+        background: name of the background color.
+        says_background: whether the caption names it.
+        detail: the place, relation or count, as a word of the caption.
+    """
+
+    kind: str
+    objects: tuple[SceneObject, ...]
+    background: str
+    says_background: bool
+    detail: str
+
+    @property
+    def caption(self) -> str:
+        """The sentence that describes the scene."""
+        first = self.objects[0]
+        if self.kind == "place":
+            text = f"a {first.name} in the {self.detail}"
+        elif self.kind == "relation":
+            text = f"a {first.name} {self.detail} a {self.objects[1].name}"
+        else:
+            text = f"{self.detail} {first.name}{'es' if first.shape == 'cross' else 's'}"
+        return f"{text} on a {self.background} background" if self.says_background else text
+
+    def render(self, resolution: int) -> Image.Image:
+        """RGB picture with sides of `resolution` pixels, edges antialiased."""
+        side = resolution * _SUPERSAMPLING
+        image = Image.new("RGB", (side, side), BACKGROUNDS[self.background])
+        draw = ImageDraw.Draw(image)
+        for item in self.objects:
+            draw_shape(draw, item.shape, item.center, item.diameter, COLORS[item.color], side)
+        return image.reduce(_SUPERSAMPLING)
+
+
+def draw_shape(draw: ImageDraw.ImageDraw, shape: str, center, diameter: float, color, side: int) -> None:
+    """Draw one shape; `center` and `diameter` are fractions of `side` pixels."""
+    x, y, radius = center[0] * side, center[1] * side, diameter * side / 2
+    if shape == "circle":
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
+    elif shape == "square":
+        draw.rectangle((x - radius, y - radius, x + radius, y + radius), fill=color)
+    elif shape == "triangle":
+        corners = [(x, y - 0.9 * radius), (x - radius, y + 0.9 * radius), (x + radius, y + 0.9 * radius)]
+        draw.polygon(corners, fill=color)
+    elif shape == "cross":
+        arm = radius / 3
+        draw.rectangle((x - radius, y - arm, x + radius, y + arm), fill=color)
+        draw.rectangle((x - arm, y - radius, x + arm, y + radius), fill=color)
+    else:
+        raise ValueError(f"shape ({shape!r}) must be one of {', '.join(SHAPES)}")
+
+
+def random_scene(rng: random.Random, held_out: bool = False) -> Scene:
+    """A scene without held-out pairs of color and shape, or, if `held_out`, with at least one."""
+    kind = rng.choices([name for name, _ in _KINDS], [weight for _, weight in _KINDS])[0]
+    background = rng.choice(list(BACKGROUNDS))
+    says_background = rng.random() < 0.5
+    looks = [_random_look(rng, held_out)]
+    if kind == "relation":
+        other = looks[0]
+        while other[1:] == looks[0][1:]:  # two objects that cannot be told apart have no order
+            other = _random_look(rng, held_out and rng.random() < 0.5)
+        looks.append(other)
+        rng.shuffle(looks)
+        detail = rng.choice(RELATIONS)
+        centers = _related_centers(rng, detail)
+    elif kind == "place":
+        detail = rng.choice(list(PLACES))
+        centers = [_jitter(rng, PLACES[detail], 0.04)]
+    else:
+        detail = rng.choice(list(COUNTS))
+        looks *= COUNTS[detail]
+        cells = rng.sample([place for name, place in PLACES.items() if name != "center"], COUNTS[detail])
+        centers = [_jitter(rng, cell, 0.025) for cell in cells]  # four large ones do not touch
+    objects = tuple(
+        SceneObject(size, color, shape, center, SIZES[size] * rng.uniform(0.95, 1.05))
+        for (size, color, shape), center in zip(looks, centers, strict=True)
+    )
+    return Scene(kind, objects, background, says_background, detail)
+
+
+def scene_prompts(count: int, seed: int = 0) -> list[Scene]:
+    """Scenes with distinct captions, each with a pair of color and shape that training never shows.
+
+    Raises:
+        ValueError: if there are not so many captions.
+    """
+    rng = random.Random(f"prompts {seed}")
+    found: dict[str, Scene] = {}
+    for _ in range(100 * count):
+        scene = random_scene(rng, held_out=True)
+        found.setdefault(scene.caption, scene)
+        if len(found) == count:
+            return list(found.values())
+    raise ValueError(f"count ({count}) is more than the {len(found)} captions found: ask for fewer")
+
+
+class SceneDataset(Dataset):
+    """Scene i of a seed is always the same, at whatever resolution. No scene has a held-out pair.
+
+    Args:
+        num_scenes: length of the data set.
+        resolution: side of the pictures in pixels.
+        seed: which scenes.
+    """
+
+    def __init__(self, num_scenes: int, resolution: int, seed: int = 0):
+        if num_scenes < 1 or resolution < 16:
+            raise ValueError(
+                f"num_scenes ({num_scenes}) must be at least 1 and resolution ({resolution}) at least 16 pixels"
+            )
+        self.num_scenes, self.resolution, self.seed = num_scenes, resolution, seed
+
+    def __len__(self) -> int:
+        return self.num_scenes
+
+    def scene(self, index: int) -> Scene:
+        """Description of scene `index`."""
+        if not 0 <= index < self.num_scenes:
+            raise IndexError(f"scene {index} of {self.num_scenes}")
+        return random_scene(random.Random(f"scene {self.seed} {index}"))
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """Width and height of picture `index`."""
+        return self.resolution, self.resolution
+
+    def __getitem__(self, index: int) -> dict:
+        scene = self.scene(index)
+        return {"image": scene.render(self.resolution), "caption": scene.caption, "name": f"scene-{index}"}
+
+
+def _random_look(rng: random.Random, held_out: bool) -> tuple[str, str, str]:
+    size = rng.choice(list(SIZES))
+    if held_out:
+        return size, *rng.choice(HELD_OUT_PAIRS)
+    while True:
+        pair = rng.choice(list(COLORS)), rng.choice(SHAPES)
+        if pair not in HELD_OUT_PAIRS:
+            return size, *pair
+
+
+def _related_centers(rng: random.Random, relation: str) -> list[tuple[float, float]]:
+    """Centers of the first and the second object: far apart along one axis, nearly level along the other."""
+    near, far = 0.26 + rng.uniform(-0.015, 0.015), 0.74 + rng.uniform(-0.015, 0.015)
+    first, second = (near, far) if relation in ("above", "left of") else (far, near)
+    across = [0.5 + rng.uniform(-0.08, 0.08) for _ in range(2)]
+    if relation in ("above", "below"):
+        return [(across[0], first), (across[1], second)]
+    return [(first, across[0]), (second, across[1])]
+
+
+def _jitter(rng: random.Random, center: tuple[float, float], amount: float) -> tuple[float, float]:
+    return center[0] + rng.uniform(-amount, amount), center[1] + rng.uniform(-amount, amount)

@@ -1,0 +1,300 @@
+"""Encode a data set once: shards of bit-packed tokens, or of fp16 latents, that the trainers read back.
+
+    python training/cache_latents.py --dataset photos/ --autoencoder pqgan-f8-d128-s64-k512 --resolution 512 --output cache/
+
+Killed at any moment, the same command goes on where it was. `pqdiff.data.latents.LatentCache` reads the result.
+"""
+
+import argparse
+import json
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from diffusers import AutoencoderKL
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from pqdiff import AutoencoderPQ
+from pqdiff.checkpoints import BUNDLED
+from pqdiff.data.buckets import bucket_sizes, nearest_bucket
+from pqdiff.data.captioned import SCENES, CaptionedImages, StreamedImages, open_captioned
+from pqdiff.data.crops import cut, plan_crops
+from pqdiff.data.images import normalize, to_tensor
+from pqdiff.data.latents import LatentCacheWriter
+from pqdiff.data.lazy_image import LazyImage
+from pqdiff.hub.resolve import load_autoencoder
+from pqdiff.models.fingerprint import fingerprint
+from pqdiff.training.samples import latents_of
+from pqdiff.training.text import encode_captions
+
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def parse(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    data = parser.add_argument_group("photos")
+    data.add_argument(
+        "--dataset", required=True, help=f"folder of photos or tar files, data set on the Hub, or {SCENES}"
+    )
+    data.add_argument("--image_column", help="column of images; in a folder's metadata, of file names")
+    data.add_argument("--caption_column", help="column of captions (default: the first of the usual names)")
+    data.add_argument("--split", default="train", help="split of the data set (default: train)")
+    data.add_argument("--streaming", action="store_true", help="do not prepare the whole data set first")
+    data.add_argument("--num_samples", type=int, help=f"use the first ones only; number of {SCENES} (then 10000)")
+    data.add_argument("--skip_broken", action="store_true", help="leave out photos that cannot be read, and name them")
+    crops = parser.add_argument_group("crops")
+    crops.add_argument("--resolution", type=int, required=True, help="side in pixels")
+    crops.add_argument("--crops", type=int, default=1, help="per photo: the center, then random ones (default: 1)")
+    crops.add_argument(
+        "--flip", action="store_true", help="also each crop mirrored; no left or right in captions then"
+    )
+    crops.add_argument(
+        "--buckets", type=int, nargs="?", const=64, metavar="MULTIPLE",
+        help="keep aspect ratios: sizes of about the same area with sides divisible by MULTIPLE (64)",
+    )  # fmt: skip
+    crops.add_argument("--max_ratio", type=float, default=2.0, help="of a bucket's sides (default: 2)")
+    crops.add_argument("--seed", type=int, default=0, help="decides the random crops, and the scenes (default: 0)")
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--autoencoder", required=True, help="shipped name, folder or Hub id of AutoencoderPQ or AutoencoderKL"
+    )
+    models.add_argument("--kind", choices=("indices", "latents"), help="default: indices where there are tokens")
+    models.add_argument("--text_encoder", help="folder of a pipeline: also cache embeddings of the captions")
+    models.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    models.add_argument("--mixed_precision", choices=PRECISIONS, default="no", help="autocast of the encoders")
+    run = parser.add_argument_group("run")
+    run.add_argument("--output", type=Path, required=True, help="folder of the cache")
+    run.add_argument("--batch_size", type=int, default=8, help="samples encoded at once (default: 8)")
+    run.add_argument("--samples_per_shard", type=int, default=4096, help="default: 4096")
+    run.add_argument("--num_workers", type=int, default=2, help="processes that read photos (default: 2)")
+    args = parser.parse_args(argv)
+    for name in ("batch_size", "crops", "num_samples", "samples_per_shard"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    return args
+
+
+def main(argv=None) -> None:
+    args = parse(argv)
+    photos = open_photos(args)
+    autoencoder = load_vae(args.autoencoder)
+    kind = args.kind or ("indices" if isinstance(autoencoder, AutoencoderPQ) else "latents")
+    if kind == "indices" and not isinstance(autoencoder, AutoencoderPQ):
+        raise ValueError(f"--kind indices: {args.autoencoder} has no tokens; use --kind latents")
+    targets = target_sizes(args, autoencoder)
+    text = TextEncoder(args.text_encoder, args.device) if args.text_encoder else None
+    contents = {"codebook_sizes": autoencoder.quantizer.codebook_sizes} if kind == "indices" else {}
+    contents = contents or {"channels": autoencoder.config.latent_channels}
+    writer = LatentCacheWriter(
+        args.output,
+        kind=kind,
+        autoencoder_name=args.autoencoder,
+        fingerprint=fingerprint(autoencoder),
+        resolution=args.resolution,
+        samples_per_shard=args.samples_per_shard,
+        source=str(Path(args.dataset)) if Path(args.dataset).is_dir() else args.dataset,
+        recipe=recipe_of(args, photos, text),
+        empty_text_embedding=text.encode([""])[0] if text else None,
+        **contents,
+    )
+    autoencoder.to(args.device)
+    precision = PRECISIONS[args.mixed_precision]
+    total = len(photos) if isinstance(photos, CaptionedImages) else None
+    if writer.num_items_done:
+        print(f"{args.output}: {writer.num_items_done} photos are there already", file=sys.stderr)
+
+    pending: dict[tuple[int, int], list[dict]] = defaultdict(list)  # samples by their size, until they fill a batch
+
+    def encode_pending(sizes) -> None:
+        for size in sizes:
+            samples = pending.pop(size)
+            even = -(-len(samples) // -(-len(samples) // args.batch_size))
+            for start in range(0, len(samples), even):
+                batch = samples[start : start + even]
+                with torch.autocast(torch.device(args.device).type, precision, precision != torch.float32):
+                    encoded = encode(batch, autoencoder, kind, args.device)
+                    embeddings = text.encode([sample["caption"] for sample in batch]) if text else [None] * len(batch)
+                for sample, values, embedding in zip(batch, encoded, embeddings, strict=True):
+                    del sample["image"]
+                    sample |= {kind: values, "text_embedding": embedding}
+            writer.add(samples)
+
+    plan = partial(read_samples, targets=targets, crops=args.crops, flip=args.flip, seed=args.seed)
+    with writer, tqdm(total=total, initial=writer.num_items_done, unit=" photos", mininterval=0.5) as progress:
+        for samples in read_photos(photos, writer, plan, args.num_workers):
+            progress.update()
+            if isinstance(samples, str):
+                if not args.skip_broken:
+                    raise ValueError(samples)
+                progress.write(f"left out: {samples}", file=sys.stderr)
+                continue
+            size = samples[0]["image"].size
+            pending[size] += samples
+            if len(pending[size]) >= args.batch_size:
+                encode_pending([size])
+        encode_pending(list(pending))
+    shards, size = writer.shards, sum(path.stat().st_size for path in args.output.iterdir())
+    number = sum(shard.samples for shard in shards)
+    print(f"{args.output}: {number} samples of {writer.num_items_done} photos in {len(shards)} shards, "
+          f"{size / 1e6:.1f} MB, {size / number / 1e3:.2f} kB a sample")  # fmt: skip
+
+
+def open_photos(args):
+    """The data set, cut to `--num_samples`."""
+    options = {"num_samples": args.num_samples or 10_000, "resolution": args.resolution, "seed": args.seed}
+    photos = open_captioned(
+        args.dataset, args.image_column, args.caption_column, args.split, args.streaming, **options
+    )
+    if args.num_samples is None or args.dataset == SCENES:
+        return photos
+    return photos.take(args.num_samples)
+
+
+def load_vae(source: str):
+    """AutoencoderPQ or AutoencoderKL in eval mode, by shipped name, folder, pipeline folder or Hub id."""
+    folder = Path(source)
+    if (folder / "model_index.json").is_file():
+        source = str(folder / "vae")
+    if source in BUNDLED or not (Path(source).exists() or source.count("/") == 1):
+        return load_autoencoder(source)  # or its error, which names what can be given
+    try:
+        kind = AutoencoderKL.load_config(source).get("_class_name")
+        if kind != "AutoencoderKL":
+            return load_autoencoder(source)
+        return AutoencoderKL.from_pretrained(source).eval()
+    except (OSError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"--autoencoder {source}: cannot be loaded ({' '.join(str(error).split())[:300]})") from None
+
+
+def target_sizes(args, autoencoder) -> list[tuple[int, int]]:
+    """Sizes (height, width) in pixels that photos are cut to."""
+    factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    for name, value in (("resolution", args.resolution), ("buckets", args.buckets)):
+        if value is not None and (value < factor or value % factor):
+            raise ValueError(f"--{name} ({value}) must be a multiple of {factor}, which {args.autoencoder} divides by")
+    if args.buckets is None:
+        return [(args.resolution, args.resolution)]
+    return bucket_sizes(args.resolution, args.buckets, args.max_ratio)
+
+
+def recipe_of(args, photos, text) -> dict:
+    """What decides the samples beside the autoencoder: a resumed run must have the same."""
+    names = ("image_column", "caption_column", "split", "num_samples", "crops", "flip", "buckets", "max_ratio", "seed")
+    recipe = {name: getattr(args, name) for name in (*names, "mixed_precision")}
+    recipe["photos"] = len(photos) if isinstance(photos, CaptionedImages) else None
+    recipe["text_encoder"] = text.fingerprint if text else None
+    return recipe
+
+
+class TextEncoder:
+    """Tokenizer and CLIP text encoder of a pipeline folder."""
+
+    def __init__(self, folder: str, device: str):
+        try:
+            index = json.loads((Path(folder) / "model_index.json").read_text())
+            found = [index[name][1] for name in index if name.startswith("text_encoder")]
+            if found != ["CLIPTextModel"]:
+                raise ValueError(f"needs one CLIPTextModel, has {', '.join(map(str, found)) or 'none'}")
+            self.tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+            self.model = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").eval()
+        except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"--text_encoder {folder}: is no pipeline that can be used ({reason})") from None
+        model = SimpleNamespace(config=self.model.config.to_dict(), state_dict=self.model.state_dict)
+        self.fingerprint = fingerprint(model)
+        self.model.to(device)
+
+    @torch.no_grad()
+    def encode(self, captions: list[str]) -> torch.Tensor:
+        """Embeddings `(B, T, D)`, each different caption encoded once."""
+        different = list(dict.fromkeys(captions))
+        embeddings = encode_captions(self.tokenizer, self.model, different)
+        return embeddings[[different.index(caption) for caption in captions]]
+
+
+@dataclass
+class Prepare:
+    """Photo number to its samples, in a worker process; an error comes as its text, without a traceback."""
+
+    row: Callable[[int], LazyImage]
+    plan: Callable[[int, LazyImage], list[dict]]
+
+    def __getitem__(self, item: int) -> list[dict] | str:
+        try:
+            return self.plan(item, self.row(item))
+        except ValueError as error:
+            return str(error)
+
+
+def read_photos(photos, writer: LatentCacheWriter, plan, num_workers: int) -> Iterator[list[dict] | str]:
+    """Samples of each photo that is not in the cache yet, or what is wrong with it."""
+    if isinstance(photos, StreamedImages):
+        start = writer.next_item
+        for item, row in enumerate(photos.skip(start), start=start):
+            if not writer.is_done(item):
+                yield Prepare({item: row}.get, plan)[item]
+        return
+    left = [item for item in range(len(photos)) if not writer.is_done(item)]
+    yield from DataLoader(
+        Prepare(photos.row, plan), batch_size=None, sampler=left, num_workers=min(num_workers, len(left)),
+        collate_fn=as_they_are, worker_init_fn=leave_signals_to_the_parent,
+    )  # fmt: skip
+
+
+def as_they_are(samples):
+    """No tensors leave a worker: sharing them needs the worker alive, and an interruption would show its traceback."""
+    return samples
+
+
+def leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches workers too, but only the parent has something to save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def read_samples(item: int, row: LazyImage, targets, crops: int, flip: bool, seed: int) -> list[dict]:
+    """Crops of a photo with all that is recorded of them. Captions take turns."""
+    image = row.load()
+    plans = plan_crops(image.size, nearest_bucket(*image.size, targets), crops, flip, [seed, item])
+    captions = row.captions or ("",)
+    return [
+        {"item": item, "name": row.name, "crop": crop, "image": part,
+         "caption": captions[number // (1 + flip) % len(captions)]}
+        for number, (crop, part) in enumerate(zip(plans, cut(image, plans), strict=True))
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def encode(samples: list[dict], autoencoder, kind: str, device: str) -> torch.Tensor:
+    """Tokens `(B, G, h, w)`, or latents `(B, C, h, w)` scaled as diffusion models see them."""
+    pixels = torch.stack([to_tensor(sample["image"]) for sample in samples])
+    if kind == "indices":
+        return autoencoder.encode_to_indices(normalize(pixels.to(device)).to(autoencoder.dtype)).cpu()
+    return latents_of({"pixels": pixels}, autoencoder, torch.device(device)).cpu()
+
+
+def run() -> None:
+    """`main`, where a user's mistake ends with one line and exit code 2."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        print(f"cache_latents: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("cache_latents: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()
