@@ -4,10 +4,6 @@ The Hub is a stand-in on this machine; every download starts from an empty cache
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pqdiff import AutoencoderPQ
 from tests.hub.hub_server import serve
+from tests.hub.support import run_in_fresh_process
 
 IMAGE_SIZE = 32
 LOAD_AUTOENCODERS = """
@@ -157,22 +154,6 @@ def loaded_pipeline(hub: str, call: dict, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("pipeline")
     torch.save(call, folder / "call.pt")
     return run_in_fresh_process(LOAD_PIPELINE, hub, folder)
-
-
-def run_in_fresh_process(script: str, endpoint: str, folder: Path) -> dict:
-    """What `script` saves to its first argument, run in `folder` against the Hub at `endpoint` with an empty cache."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
-    environment |= {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(folder / "cache"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }
-    command = [sys.executable, "-c", script, str(folder / "facts.pt")]
-    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr
-    return torch.load(folder / "facts.pt")
 
 
 @pytest.mark.parametrize("way", ["class", "name"])

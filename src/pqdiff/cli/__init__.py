@@ -5,7 +5,7 @@ import warnings
 
 import typer
 
-from . import models, photos
+from . import hub, models, photos
 
 _INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
 
@@ -15,7 +15,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (photos.reconstruct, photos.encode, photos.decode, models.info, models.evaluate, models.fit):
+for command in (photos.reconstruct, photos.encode, photos.decode, models.info, models.evaluate, models.fit, hub.push):
     app.command()(command)
 
 

@@ -1,0 +1,43 @@
+"""Commands for the Hub: push."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..hub.push import push_folder
+from .output import print_json, print_table
+from .photos import Json
+
+
+def push(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of a tokenizer or a pipeline.", show_default=False)
+    ],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="user/name on the Hub.", show_default=False)],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the folder and list the files; send nothing.")
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    json: Json = False,
+) -> None:
+    """Check a tokenizer or a pipeline and publish it on the Hub: weights, card, variant file and samples."""
+    from huggingface_hub.utils import disable_progress_bars, logging
+
+    logging.set_verbosity_error()  # or it warns where a push changes nothing
+    if json or not sys.stderr.isatty():
+        disable_progress_bars()
+    result = push_folder(folder, repo, private=private, dry_run=dry_run)
+    total = sum(size for _, size in result.files)
+    if json:
+        files = [{"path": path, "bytes": size} for path, size in result.files]
+        facts = {"url": result.url, "dry_run": dry_run, "files": files, "bytes": total}
+        print_json({**facts, "left_out": result.left_out, "removed": result.removed})
+        return
+    print_table(str(folder), ["file", "bytes"], [[path, f"{size:,}"] for path, size in result.files])
+    for title, names in (("Left out", result.left_out), ("Removed from the Hub", result.removed)):
+        if names:
+            print(f"{title}: {', '.join(names)}")
+    amount = f"{len(result.files)} files, {total:,} bytes"
+    print(f"Nothing was sent; {amount} would go to {result.url}" if dry_run else f"Pushed {amount}: {result.url}")

@@ -1,0 +1,170 @@
+"""What a folder must hold before it goes to the Hub, read from configurations and headers without loading a model."""
+
+import fnmatch
+import json
+import re
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError, safe_open
+
+_WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors")
+_VOCABULARY = ("tokenizer.json", "vocab.*", "*.model")
+# Pickles run code when they are read. Event files of TensorBoard have the name of the machine in theirs.
+_LEFT_OUT = (
+    *(".*", "__pycache__", "checkpoint-*", "optimizer*", "random_states*", "events.out.tfevents*"),
+    *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.partial"),
+)
+
+
+def check_folder(folder: str | Path) -> tuple[list[str], list[str]]:
+    """Files of a model or pipeline folder that go to the Hub, and what is left out.
+
+    Dot files, pickles, training checkpoints, the state of optimizers and logs are left out.
+
+    Args:
+        folder: what `save_pretrained` of an `AutoencoderPQ` or of a pipeline wrote; other files may lie beside.
+
+    Returns:
+        Relative paths of the files in order, and of the files and whole folders that stay.
+
+    Raises:
+        ValueError: in one line, naming the folder, the file and what is wrong: a component of `model_index.json` without
+            its configuration or weights, a file of weights that is damaged, cut short or not in its index, or a card
+            that cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"folder ({folder}) {'is a file' if folder.exists() else 'does not exist'}: give a folder")
+    try:
+        for name, path, class_name in _components(folder):
+            _check_component(name, path, class_name)
+        files, left_out = _split(folder)
+        for file in files:
+            if file.endswith(".safetensors"):
+                _tensor_names(folder / file, file)
+        if "README.md" in files:
+            _check_card(folder / "README.md")
+    except ValueError as error:
+        raise ValueError(f"folder ({folder}) cannot be pushed: {error}") from None
+    return files, left_out
+
+
+def read_json(path: Path, name: str) -> dict:
+    """An object of a JSON file; ValueError with `name` if it holds none."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{name} is missing") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} must hold a JSON object, holds a {type(content).__name__}")
+    return content
+
+
+def _components(folder: Path) -> list[tuple[str, Path, str]]:
+    """Prefix of names, folder and class of every component; a model is the one component of its own folder."""
+    if (folder / "model_index.json").is_file():
+        index = read_json(folder / "model_index.json", "model_index.json")
+        pairs = {
+            name: pair
+            for name, pair in index.items()
+            if not name.startswith("_") and isinstance(pair, list) and len(pair) == 2 and pair != [None, None]
+        }
+        if not pairs:
+            raise ValueError("model_index.json names no component")
+        return [(f"{name}/", folder / name, str(pair[1])) for name, pair in pairs.items()]
+    if not (folder / "config.json").is_file():
+        empty = not any(folder.iterdir())
+        raise ValueError(
+            f"it {'is empty' if empty else 'has neither model_index.json nor config.json'}: give a folder that "
+            "save_pretrained wrote"
+        )
+    class_name = read_json(folder / "config.json", "config.json").get("_class_name")
+    if not isinstance(class_name, str):
+        raise ValueError("config.json names no class (_class_name): it is not a model of diffusers")
+    return [("", folder, class_name)]
+
+
+def _check_component(prefix: str, folder: Path, class_name: str) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"model_index.json names {prefix[:-1]} ({class_name}), but there is no folder {prefix}")
+    weights = sorted(path.name for path in folder.glob("*.safetensors"))
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if (folder / "config.json").is_file() or weights or pickles:
+        _check_model(prefix, folder, class_name, weights, pickles)
+    elif not any(folder.glob("*_config.json")):
+        raise ValueError(f"{prefix} ({class_name}) has no configuration")
+    elif "Tokenizer" in class_name and not any(any(folder.glob(pattern)) for pattern in _VOCABULARY):
+        raise ValueError(f"{prefix} ({class_name}) has no vocabulary ({', '.join(_VOCABULARY)})")
+
+
+def _check_model(prefix: str, folder: Path, class_name: str, weights: list[str], pickles: list[str]) -> None:
+    saved_as = read_json(folder / "config.json", f"{prefix}config.json").get("_class_name", class_name)
+    if saved_as != class_name:
+        raise ValueError(f"{prefix}config.json is of a {saved_as}, but model_index.json names a {class_name}")
+    found = [name for name in _WEIGHTS if name in weights or (folder / f"{name}.index.json").is_file()]
+    if not found:
+        only = weights or pickles
+        fix = f"; {', '.join(only)} alone does not do: save it as full safetensors" if only else ""
+        raise ValueError(f"{prefix} ({class_name}) has no weights ({' or '.join(_WEIGHTS)}){fix}")
+    for name in found:
+        if name in weights and (folder / f"{name}.index.json").is_file():
+            raise ValueError(f"{prefix} has both {name} and an index of shards: remove the one that is out of date")
+    indexed: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors.index*.json")):
+        indexed |= _check_index(path, prefix)
+    for name in weights:
+        if _SHARD.search(name) and name not in indexed:
+            raise ValueError(f"{prefix}{name} is a shard that no index names: remove it, or save the model again")
+
+
+def _check_index(path: Path, prefix: str) -> set[str]:
+    """Names of the shards of an index, which must have exactly the tensors that it says."""
+    places = read_json(path, prefix + path.name).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(shard, str) for shard in places.values()):
+        raise ValueError(f"{prefix}{path.name} has no weight_map")
+    for shard in sorted(set(places.values())):
+        promised = {name for name, place in places.items() if place == shard}
+        if Path(shard).name != shard or not (path.parent / shard).is_file():
+            raise ValueError(f"{prefix}{path.name} names {shard}, which is not there")
+        differing = promised ^ _tensor_names(path.parent / shard, prefix + shard)
+        if differing:
+            raise ValueError(f"{prefix}{shard} and {path.name} disagree about {sorted(differing)[0]}")
+    return set(places.values())
+
+
+def _tensor_names(path: Path, name: str) -> set[str]:
+    """Names in the header, which must account for every byte of the file."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{name} is damaged or cut short ({' '.join(str(error).split())})") from None
+
+
+def _check_card(path: Path) -> None:
+    try:
+        ModelCard.load(path)
+    except Exception as error:  # of the YAML library, whichever huggingface_hub uses
+        raise ValueError(f"README.md has no valid metadata ({' '.join(str(error).split())[:200]})") from None
+
+
+def _split(folder: Path) -> tuple[list[str], list[str]]:
+    """Files below `folder` that go, and files and folders that do not."""
+    files, left_out = [], []
+
+    def walk(place: Path) -> None:
+        for path in sorted(place.iterdir()):
+            name = path.relative_to(folder).as_posix()
+            if any(fnmatch.fnmatch(path.name, pattern) for pattern in _LEFT_OUT):
+                left_out.append(name + "/" * path.is_dir())
+            elif path.is_dir():
+                walk(path)
+            elif path.is_file():
+                files.append(name)
+
+    walk(folder)
+    return sorted(files), left_out
