@@ -1,0 +1,108 @@
+"""Arguments of the trainers: a YAML file gives defaults, flags win, unknown keys are errors with a suggestion."""
+
+import argparse
+import difflib
+from pathlib import Path
+
+import yaml
+
+
+class TrainerParser(argparse.ArgumentParser):
+    """Parser with `--config file.yaml`, defaults in `--help`, and the flags that all trainers have."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=_Formatter)
+        run = self.add_argument_group("run")
+        run.add_argument("--config", type=Path, help="YAML file with defaults for these flags")
+        run.add_argument("--output_dir", type=Path, required=False, help="folder of the run: checkpoints, log, result")
+        run.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint, if any")
+        run.add_argument("--seed", type=int, default=0, help="fixes data order, crops, noise and timesteps")
+        run.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="autocast")
+        run.add_argument("--checkpointing_steps", type=int, default=500, help="steps between checkpoints")
+        run.add_argument("--checkpoints_total_limit", type=int, default=2, help="older ones are removed")
+        run.add_argument("--log_steps", type=int, default=20, help="steps between lines of log.jsonl")
+        run.add_argument("--report_to", default=None, help="accelerate tracker: tensorboard, wandb, all, ...")
+        run.add_argument("--dataloader_workers", type=int, default=0, help="processes that load data, per rank")
+        optimizer = self.add_argument_group("optimizer")
+        optimizer.add_argument("--batch_size", type=int, default=4, help="samples per process and micro-step")
+        optimizer.add_argument("--gradient_accumulation_steps", type=int, default=1, help="micro-steps per step")
+        optimizer.add_argument("--adam_betas", type=float, nargs=2, default=(0.9, 0.999), help="AdamW")
+        optimizer.add_argument("--weight_decay", type=float, default=0.01, help="AdamW")
+        optimizer.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
+        optimizer.add_argument("--lr_schedule", choices=("constant", "linear", "cosine"), default="constant")
+        optimizer.add_argument("--lr_warmup_steps", type=int, default=0, help="from 0, at the start of every stage")
+        optimizer.add_argument("--ema_decay", type=float, default=0.0, help="average of the weights; 0: none")
+
+    def parse(self, argv: list[str] | None = None) -> argparse.Namespace:
+        """Parsed flags over the values of the config file over the defaults.
+
+        Raises:
+            ValueError: for a config file that cannot be read, or with a key or value that no flag takes.
+        """
+        known, _ = self.parse_known_args(argv)
+        if known.config:
+            self.set_defaults(**self._read(known.config))
+        args = self.parse_args(argv)
+        if args.output_dir is None:
+            raise ValueError("--output_dir is missing: give the folder that the run shall fill")
+        return args
+
+    def _read(self, path: Path) -> dict:
+        try:
+            values = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"--config {path}: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"--config {path}: must hold `flag: value` lines, holds {type(values).__name__}")
+        actions = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
+        for key in values:
+            if key not in actions:
+                close = difflib.get_close_matches(str(key), actions, n=1)
+                hint = f": did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(actions))}"
+                raise ValueError(f"--config {path}: unknown key {key}{hint}")
+        return {key: self._converted(actions[key], value, path) for key, value in values.items()}
+
+    def _converted(self, action: argparse.Action, value, path: Path):
+        """The value as the flag would have read it."""
+        if value is None or isinstance(action.const, bool):
+            if value is not None and not isinstance(value, bool):
+                raise ValueError(f"--config {path}: {action.dest} must be true or false, got {value!r}")
+            return value
+        convert = action.type or str
+        try:
+            values = [v if convert is structured else convert(v) for v in (value if action.nargs else [value])]
+            if action.type is structured:
+                values = [structured(value)]
+        except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
+            raise ValueError(f"--config {path}: {action.dest} cannot be {value!r} ({error})") from None
+        for item in values:
+            if action.choices is not None and item not in action.choices:
+                raise ValueError(
+                    f"--config {path}: {action.dest} ({item!r}) must be one of {', '.join(action.choices)}"
+                )
+        return values if action.nargs else values[0]
+
+
+def structured(value):
+    """Type of a flag whose value is YAML: lists of mappings, such as stages."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"not YAML: {error}") from None
+
+
+def write_config(args: argparse.Namespace, path: Path) -> None:
+    """The arguments as a file that `--config` takes."""
+    values = {key: value for key, value in vars(args).items() if key not in ("config", "resume")}
+    for key, value in values.items():
+        if isinstance(value, Path):
+            values[key] = str(value)
+        elif isinstance(value, tuple):
+            values[key] = list(value)
+    path.write_text(yaml.safe_dump(values, sort_keys=True))
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass

@@ -1,0 +1,91 @@
+"""The diffusion objective: noise, the target of the scheduler's own prediction type, and min-SNR weights."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
+
+
+@dataclass(frozen=True)
+class NoisySample:
+    """What a denoiser is asked.
+
+    Attributes:
+        latents: noisy latents `(B, d, h, w)`.
+        timesteps: int64 `(B,)`.
+        target: what the denoiser shall give, `(B, d, h, w)`.
+        weights: weight of every sample's loss, `(B,)`.
+    """
+
+    latents: torch.Tensor
+    timesteps: torch.Tensor
+    target: torch.Tensor
+    weights: torch.Tensor
+
+
+class DiffusionObjective:
+    """Mean squared error of noise or velocity, as the scheduler's configuration says; never assumed.
+
+    Args:
+        scheduler: any diffusers scheduler of the pipeline to train; its noise schedule and prediction type count.
+        min_snr_gamma: weights min(SNR, gamma) / SNR of Hang et al. 2023 (arXiv 2303.09556), in the form for the
+            prediction type; None weighs all timesteps alike.
+
+    Raises:
+        ValueError: for a prediction type that is neither `epsilon` nor `v_prediction`, and for `epsilon` with a
+            schedule that ends in pure noise, where it asks nothing of the signal.
+    """
+
+    def __init__(self, scheduler, min_snr_gamma: float | None = None):
+        self.scheduler = DDPMScheduler.from_config(scheduler.config)
+        self.prediction_type = scheduler.config.prediction_type
+        self.min_snr_gamma = min_snr_gamma
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise ValueError(f"prediction_type ({self.prediction_type!r}) must be epsilon or v_prediction")
+        if self.prediction_type == "epsilon" and self.scheduler.alphas_cumprod[-1] < 1e-6:
+            raise ValueError("rescale_betas_zero_snr ends in pure noise and needs prediction_type v_prediction")
+
+    def noisy(self, latents: torch.Tensor, generators: list[torch.Generator]) -> NoisySample:
+        """Latents `(B, d, h, w)` at timesteps and with noise drawn from each sample's own generator (CPU)."""
+        steps = self.scheduler.config.num_train_timesteps
+        timesteps = torch.cat([torch.randint(steps, (1,), generator=g) for g in generators])
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
+        return self.noisy_at(latents, timesteps.to(latents.device), noise.to(latents))
+
+    def noisy_at(self, latents: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor) -> NoisySample:
+        """Latents `(B, d, h, w)` with given noise `(B, d, h, w)` at given timesteps `(B,)`."""
+        mixed = self.scheduler.add_noise(latents, noise, timesteps)
+        velocity = self.prediction_type == "v_prediction"
+        target = self.scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+        weights = torch.ones_like(timesteps, dtype=torch.float)
+        if self.min_snr_gamma is not None:
+            snr = compute_snr(self.scheduler, timesteps).float()
+            weights = snr.clamp(max=self.min_snr_gamma) / (snr + 1 if velocity else snr)
+        return NoisySample(mixed, timesteps, target, weights)
+
+    @staticmethod
+    def loss(prediction: torch.Tensor, sample: NoisySample) -> torch.Tensor:
+        """Weighted mean squared error, a scalar in fp32."""
+        errors = (prediction.float() - sample.target.float()).square().flatten(1).mean(dim=1)  # (B,)
+        return (errors * sample.weights).mean()
+
+
+def shift_noise(scheduler, factor: float):
+    """The same scheduler with the noise-to-signal ratio of every timestep multiplied by `factor`.
+
+    Where a few latent channels hold most of the variance (standardization exponent below 1), they stay visible under
+    noise that hides the latents of the base model; a factor above 1 gives every timestep back the difficulty that the
+    pretrained UNet knows. The schedule is stored as `trained_betas`, which every diffusers scheduler reads.
+
+    Raises:
+        ValueError: if the factor is not positive.
+    """
+    if not 0 < factor < float("inf"):
+        raise ValueError(f"noise_shift ({factor}) must be a positive number; 1 leaves the schedule as it is")
+    alphas = DDPMScheduler.from_config(scheduler.config).alphas_cumprod.double()
+    shifted = alphas / (alphas + (1 - alphas) * factor**2)
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), shifted[:-1]])
+    betas = (1 - shifted / previous).clamp(0, 1)
+    # The shifted schedule ends where the rescaled one did; rescaling it again would bend it.
+    return type(scheduler).from_config(scheduler.config, trained_betas=betas.tolist(), rescale_betas_zero_snr=False)

@@ -1,0 +1,181 @@
+"""Samples of a data set as batches of latents and captions, whether they come as pictures or as a latent cache."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from PIL import Image
+
+from ..data.buckets import bucket_sizes, nearest_bucket
+from ..data.captioned import StreamedImages
+from ..data.images import normalize, to_tensor
+from ..data.latents import LatentCache
+from .batches import BatchPlan, Layout, iterate_batches
+from .randomness import generator_for
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a picture and its caption become a sample.
+
+    Args:
+        resolution: side in pixels of a square picture.
+        multiple: sides are divisible by it.
+        buckets: whether other aspect ratios keep their shape, at about the same area; else the center square.
+        random_crop: crop anywhere instead of in the center.
+        flip: mirror half of the pictures. Captions that speak of left and right forbid it.
+        caption_dropout: probability of an empty caption, which guidance needs.
+    """
+
+    resolution: int
+    multiple: int
+    buckets: bool = False
+    random_crop: bool = False
+    flip: bool = False
+    caption_dropout: float = 0.0
+
+    def __post_init__(self):
+        if self.resolution % self.multiple:
+            raise ValueError(f"resolution ({self.resolution}) must be divisible by {self.multiple}")
+
+    @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Heights and widths in pixels that pictures are cut to."""
+        square = [(self.resolution, self.resolution)]
+        return bucket_sizes(self.resolution, self.multiple) if self.buckets else square
+
+    def size_for(self, width: int, height: int) -> tuple[int, int]:
+        """Height and width that a picture is cut to."""
+        return self.sizes[0] if len(self.sizes) == 1 else nearest_bucket(width, height, self.sizes)
+
+    def batch(self, items: list[tuple[Image.Image, str]], generators: list[torch.Generator]) -> dict:
+        """Batch of `pixels` (B, 3, H, W), uint8, and `captions`, of pictures that are cut to the same size."""
+        pixels, captions = [], []
+        for (image, caption), generator in zip(items, generators, strict=True):
+            draws = torch.rand(4, generator=generator).tolist()
+            place = draws[:2] if self.random_crop else (0.5, 0.5)
+            picture = to_tensor(cover(image, self.size_for(*image.size), place))
+            pixels.append(picture.flip(2) if self.flip and draws[2] < 0.5 else picture)
+            captions.append("" if draws[3] < self.caption_dropout else caption)
+        return {"pixels": torch.stack(pixels), "captions": captions}
+
+
+class PictureSamples:
+    """Captioned pictures by number: items hold `image` (PIL) and `caption`, `size_of(i)` is (width, height)."""
+
+    def __init__(self, pictures, preparation: Preparation):
+        self.pictures, self.preparation = pictures, preparation
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def batches(self, layout: Layout, seed: int, start: int, stop: int, workers: int = 0) -> Iterator[list[dict]]:
+        """Micro-batches of the steps from `start` to before `stop`, a list per step."""
+        sizes = self.preparation.sizes
+        if len(sizes) == 1:
+            keys = sizes * len(self)
+        else:
+            keys = [self.preparation.size_for(*self.pictures.size_of(i)) for i in range(len(self))]
+        plan = BatchPlan(keys, layout.global_batch_size, seed)
+        return iterate_batches(plan, layout, self._load, seed, start, stop, workers)
+
+    def _load(self, samples: list[int], generators: list[torch.Generator]) -> dict:
+        items = [self.pictures[i] for i in samples]
+        return self.preparation.batch([(item["image"], item["caption"]) for item in items], generators)
+
+
+class StreamedSamples:
+    """Captioned pictures as they come, for data sets that are too large to be opened by number.
+
+    Every rank reads the same rows, shuffled within a buffer, and decodes only its own: the batches do not depend on the
+    number of processes. A resumed run reads the rows again from the start, without decoding them.
+    """
+
+    _BUFFER = 1000  # rows to shuffle among
+
+    def __init__(self, stream: StreamedImages, preparation: Preparation):
+        self.stream, self.preparation = stream, preparation
+
+    def batches(self, layout: Layout, seed: int, start: int, stop: int, workers: int = 0) -> Iterator[list[dict]]:
+        """Micro-batches of the steps from `start` to before `stop`, a list per step."""
+        waiting: dict[tuple[int, int], list] = {}
+        step = epoch = 0
+        while step < stop:
+            found = False
+            for row in self.stream.shuffle(seed + epoch, self._BUFFER):
+                found = True
+                rows = waiting.setdefault(self.preparation.size_for(*row.size), [])
+                rows.append(row)
+                if len(rows) < layout.global_batch_size:
+                    continue
+                waiting[self.preparation.size_for(*row.size)] = []
+                if step >= start:
+                    yield [self._load(rows, layout.slots(m), seed, step) for m in range(layout.accumulation)]
+                step += 1
+                if step == stop:
+                    return
+            if not found:
+                raise ValueError(f"{self.stream.name}: the stream is empty")
+            epoch += 1
+
+    def _load(self, rows: list, slots: range, seed: int, step: int) -> dict:
+        generators = [generator_for(seed, "sample", step, slot) for slot in slots]
+        return self.preparation.batch([(rows[slot].load(), rows[slot].caption) for slot in slots], generators)
+
+
+class CachedSamples:
+    """What `training/cache_latents.py` wrote: no picture is read and no encoder runs.
+
+    Args:
+        cache: the cache.
+        caption_dropout: probability of an empty caption.
+    """
+
+    def __init__(self, cache: LatentCache, caption_dropout: float = 0.0):
+        self.cache, self.caption_dropout = cache, caption_dropout
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def batches(self, layout: Layout, seed: int, start: int, stop: int, workers: int = 0) -> Iterator[list[dict]]:
+        """Micro-batches of the steps from `start` to before `stop`, a list per step."""
+        shapes = [self.cache.shape_of(i) for i in range(len(self.cache))]
+        plan = BatchPlan(shapes, layout.global_batch_size, seed)
+        return iterate_batches(plan, layout, self._load, seed, start, stop, workers)
+
+    def _load(self, samples: list[int], generators: list[torch.Generator]) -> dict:
+        batch = self.cache.get_batch(samples)
+        draws = [torch.rand(1, generator=generator).item() for generator in generators]
+        batch["captions"] = [
+            "" if draw < self.caption_dropout else caption
+            for draw, caption in zip(draws, batch["captions"], strict=True)
+        ]
+        return batch
+
+
+def cover(image: Image.Image, size: tuple[int, int], place: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+    """Smallest version of the picture that covers (height, width), cut at `place`: 0 is left or top, 1 right or bottom."""
+    height, width = size
+    if image.size == (width, height):
+        return image
+    scale = max(width / image.width, height / image.height)
+    scaled = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    image = image.resize(scaled, Image.Resampling.LANCZOS)
+    left, top = round((scaled[0] - width) * place[0]), round((scaled[1] - height) * place[1])
+    return image.crop((left, top, left + width, top + height))
+
+
+@torch.no_grad()
+def latents_of(batch: dict, autoencoder, device: torch.device) -> torch.Tensor:
+    """Latents `(B, d, h, w)` of a batch, scaled as diffusion models see them, fp32.
+
+    The most likely latents are taken where the autoencoder has a distribution.
+    """
+    if "latents" in batch:
+        return batch["latents"].to(device, torch.float32)
+    if "indices" in batch:
+        return autoencoder.latents_from_indices(batch["indices"].to(device)).float()
+    images = normalize(batch["pixels"].to(device)).to(autoencoder.dtype)
+    shift = getattr(autoencoder.config, "shift_factor", None) or 0.0
+    return (autoencoder.encode(images).latent_dist.mode().float() - shift) * autoencoder.config.scaling_factor

@@ -1,0 +1,216 @@
+"""A run: its folder, log, trackers, checkpoints, signals, and the guard against losses that are no numbers."""
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from tqdm.auto import tqdm
+
+from .arguments import write_config
+from .batches import Layout
+from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from .ema import EMA
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingStopped(Exception):
+    """The run was asked to stop, and its state is on disk; the message says where."""
+
+
+class Session:
+    """What surrounds a training loop.
+
+    Use: build models and optimizer, `prepare` them (again at every change of what is trainable), `resume`, then call
+    `end_of_step` after every optimizer step.
+
+    Args:
+        args: of a `TrainerParser`.
+        total_steps: optimizer steps of the whole run, for the progress bar.
+    """
+
+    def __init__(self, args: argparse.Namespace, total_steps: int):
+        self.args, self.total_steps = args, total_steps
+        self.output_dir = Path(args.output_dir)
+        self.accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            log_with=args.report_to,
+            project_config=ProjectConfiguration(str(self.output_dir), str(self.output_dir / "logs")),
+        )
+        self.layout = Layout(
+            args.batch_size,
+            args.gradient_accumulation_steps,
+            self.accelerator.num_processes,
+            self.accelerator.process_index,
+        )
+        self.averages: dict[str, EMA] = {}
+        self.step = 0  # optimizer steps done
+        self._stop_signal: int | None = None
+        self._started = time.perf_counter()
+        self._loss_sum, self._loss_count = torch.zeros((), device=self.accelerator.device), 0
+        if not args.resume and find_checkpoint(self.output_dir):
+            raise ValueError(
+                f"--output_dir {self.output_dir}: holds checkpoints of a run: add --resume to go on with it, "
+                "or choose another folder"
+            )
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            write_config(args, self.output_dir / "config.yaml")
+        self.progress = tqdm(
+            total=total_steps,
+            desc="steps",
+            mininterval=0.2 if sys.stderr.isatty() else 60,  # a log file needs fewer lines than a person
+            disable=not self.accelerator.is_main_process,
+        )
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    # Before the loop.
+
+    def prepare(self, models: dict[str, torch.nn.Module], optimizer: torch.optim.Optimizer):
+        """Wrap models for this launch (unwrapped ones must be given) and the optimizer; returns both, in that form.
+
+        Called again when other parameters become trainable: distributed wrappers look at that only once. The
+        optimizer's groups and their number stay as they are.
+        """
+        self.accelerator.free_memory()
+        *wrapped, optimizer = self.accelerator.prepare(*models.values(), optimizer)
+        return dict(zip(models, wrapped, strict=True)), optimizer
+
+    def average(self, models: dict[str, torch.nn.Module]) -> None:
+        """Begin averages of (unwrapped) models, if the arguments ask for them."""
+        if self.args.ema_decay:
+            self.averages = {name: EMA(model, self.args.ema_decay) for name, model in models.items()}
+
+    def find(self) -> tuple[Path, int] | None:
+        """Checkpoint to resume from, and its step; None without `--resume` or where there is none yet."""
+        found = find_checkpoint(self.output_dir) if self.args.resume else None
+        if self.args.resume and found is None:
+            self.say(f"no complete checkpoint in {self.output_dir} yet: starting from the beginning")
+        return found
+
+    def load(self, checkpoint: Path) -> None:
+        """Put the state of a checkpoint into what was prepared."""
+        averages = {name: ema.average for name, ema in self.averages.items()}
+        self.step = load_checkpoint(self.accelerator, checkpoint, averages)
+        self._cut_log()
+        self.progress.update(self.step - self.progress.n)
+        self.say(f"resumed from {checkpoint} after step {self.step}")
+
+    def start_trackers(self, project: str) -> None:
+        """Tell the trackers what runs, with its arguments."""
+        if self.args.report_to:
+            simple = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in vars(self.args).items()}
+            self.accelerator.init_trackers(project, config=simple)
+
+    def say(self, text: str) -> None:
+        """One line for people, from one process, beside the progress bar."""
+        if self.accelerator.is_main_process:
+            self.progress.write(text)
+
+    # In the loop.
+
+    def check_finite(self, loss: torch.Tensor, batch: dict) -> None:
+        """Add the loss of a micro-step to the log; if it is no number, save the batch and stop.
+
+        Raises:
+            ValueError: naming the step and the file, on all ranks.
+        """
+        bad = (~torch.isfinite(loss.detach())).any().float().reshape(1)
+        if self.accelerator.num_processes > 1:
+            bad = self.accelerator.reduce(bad, "sum")
+        if bad.item():
+            path = self.output_dir / f"nonfinite-step{self.step + 1}-rank{self.accelerator.process_index}.pt"
+            torch.save({"step": self.step + 1, "loss": loss.detach().cpu(), "batch": batch}, path)
+            raise ValueError(
+                f"the loss is not finite at step {self.step + 1}; its batch is in {path}. Lower the learning rate, or "
+                "use bf16 or fp32 in place of fp16"
+            )
+        self._loss_sum += loss.detach().float().mean()
+        self._loss_count += 1
+
+    def end_of_step(self, values: dict[str, float], save: Callable[[], None] | None = None) -> None:
+        """Count a finished optimizer step: averages, log, checkpoint, and the answer to Ctrl-C or SIGTERM.
+
+        Args:
+            values: further numbers for the log, such as the learning rate.
+            save: called with every checkpoint, for what people look at.
+
+        Raises:
+            TrainingStopped: after saving, if a signal came.
+        """
+        self.step += 1
+        self.progress.update(1)
+        if self.step % self.args.log_steps == 0 or self.step == self.total_steps:
+            self._log(values)
+        stop = self._stop_requested()
+        if self.step % self.args.checkpointing_steps == 0 or stop:
+            self.checkpoint()
+        if stop:
+            self.progress.close()
+            raise TrainingStopped(
+                f"stopped after step {self.step} of {self.total_steps}; saved in {self.output_dir}: "
+                "the same command with --resume goes on"
+            )
+
+    def update_averages(self, models: dict[str, torch.nn.Module]) -> None:
+        """Let the averages follow the (unwrapped) models."""
+        for name, ema in self.averages.items():
+            ema.update(models[name], self.step)
+
+    def checkpoint(self) -> Path:
+        """Save now."""
+        averages = {name: ema.average for name, ema in self.averages.items()}
+        return save_checkpoint(
+            self.accelerator, self.output_dir, self.step, averages, self.args.checkpoints_total_limit
+        )
+
+    def close(self) -> None:
+        """End trackers and the progress bar."""
+        self.progress.close()
+        if self.args.report_to:
+            self.accelerator.end_training()
+
+    def _on_signal(self, number: int, frame) -> None:
+        if self._stop_signal is not None:
+            raise KeyboardInterrupt  # asked twice: at once
+        self._stop_signal = number
+
+    def _stop_requested(self) -> bool:
+        """Whether any rank got a signal: all must agree to save together."""
+        stop = self._stop_signal is not None
+        if self.accelerator.num_processes > 1:
+            flag = torch.tensor([float(stop)], device=self.accelerator.device)
+            stop = bool(self.accelerator.reduce(flag, "sum").item())
+        return stop
+
+    def _log(self, values: dict[str, float]) -> None:
+        loss = self._loss_sum / max(1, self._loss_count)
+        if self.accelerator.num_processes > 1:
+            loss = self.accelerator.reduce(loss, "mean")
+        self._loss_sum, self._loss_count = torch.zeros_like(self._loss_sum), 0
+        seconds = time.perf_counter() - self._started
+        record = {"step": self.step, "loss": round(loss.item(), 6), **values, "seconds": round(seconds, 1)}
+        if self.accelerator.is_main_process:
+            with (self.output_dir / "log.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            self.progress.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
+        if self.args.report_to:
+            self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=self.step)
+
+    def _cut_log(self) -> None:
+        """Drop lines of the log that come after the checkpoint: those steps are done again."""
+        path = self.output_dir / "log.jsonl"
+        if self.accelerator.is_main_process and path.exists():
+            lines = [line for line in path.read_text().splitlines() if line.strip().endswith("}")]
+            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+            path.write_text("".join(f"{line}\n" for line in kept))
