@@ -9,7 +9,6 @@ are a folder with captions, a Hub id (`--streaming`), tar files, generated scene
 the same weights. The result is OUTPUT_DIR/pipeline.
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from diffusers import DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 
 from pqdiff import AutoencoderPQ, PQStableDiffusionPipeline
+from pqdiff.checkpoints import BUNDLED
 from pqdiff.hub.resolve import load_autoencoder
 from pqdiff.models.unet_adapter import WIDENING_INITS, backbone_parameters, projection_parameters, set_trainable
 from pqdiff.pipelines.conversion import check_not_removed
@@ -27,10 +27,10 @@ from pqdiff.training.publish import add_publish_arguments, save_result
 from pqdiff.training.randomness import generator_for
 from pqdiff.training.samples import latents_of
 from pqdiff.training.schedule import learning_rate, parse_stages, stage_at
-from pqdiff.training.session import Session, TrainingStopped
+from pqdiff.training.session import Session, run
 from pqdiff.training.solve import solve_conv_in, solve_conv_out
 from pqdiff.training.sources import add_data_arguments, open_pictures, open_samples
-from pqdiff.training.text import encode_captions
+from pqdiff.training.text import frozen_states
 from pqdiff.training.validation import add_validation_arguments, paint_validation
 
 
@@ -70,12 +70,16 @@ def main(argv=None) -> None:
     pipeline = build_pipeline(args, variant, stages, device, solve=checkpoint is None)
     unet = pipeline.unet
     objective = DiffusionObjective(pipeline.scheduler, args.min_snr_gamma)
+    # All before the first step: what is wrong with a later stage shows now.
+    samples = {
+        resolution: open_samples(args, resolution, pipeline.vae, pipeline.text_encoder)
+        for resolution in dict.fromkeys(stage.resolution for stage in stages)
+    }
     if args.init == "lstsq" and checkpoint is None:
-        samples = open_samples(args, stages[0].resolution, pipeline.vae)
-        batches = samples.batches(session.layout, args.seed + 1, 0, args.solve_batches)
+        batches = samples[stages[0].resolution].batches(session.layout, args.seed + 1, 0, args.solve_batches)
         solve_conv_out(pipeline, objective, batches, args.seed, device)
     if any(stage.trainable == "lora" for stage in stages):
-        add_lora(unet, args.lora_rank)
+        add_lora(unet, args.lora_rank, args.seed)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if device.type == "cpu":  # the fused kernel's backward pass is many times slower there, in bf16
@@ -97,8 +101,7 @@ def main(argv=None) -> None:
         if checkpoint:
             session.load(checkpoint[0])
             checkpoint = None
-        samples = open_samples(args, stage.resolution, pipeline.vae)
-        batches = samples.batches(
+        batches = samples[stage.resolution].batches(
             session.layout, args.seed + 1000 * number, done, stage.steps, args.dataloader_workers
         )
         for within, micro_batches in enumerate(batches, start=done):
@@ -109,8 +112,7 @@ def main(argv=None) -> None:
                 slots = session.layout.slots(micro_step)
                 generators = [generator_for(args.seed, "noise", session.step, slot) for slot in slots]
                 sample = objective.noisy(latents_of(batch, pipeline.vae, device), generators)
-                with torch.no_grad():
-                    states = encode_captions(pipeline.tokenizer, pipeline.text_encoder, batch["captions"])
+                states = frozen_states(batch, pipeline, device)
                 with accelerator.accumulate(wrapped["unet"]):
                     with accelerator.autocast():
                         prediction = wrapped["unet"](sample.latents, sample.timesteps, states).sample
@@ -158,21 +160,21 @@ def load_any_autoencoder(source: str):
     """`AutoencoderPQ` by shipped name, folder or Hub id, or any other autoencoder of diffusers by folder or Hub id."""
     import diffusers
 
-    config = {}
-    if Path(source).is_dir():
-        config = AutoencoderPQ.load_config(source)
-    name = config.get("_class_name", "AutoencoderPQ")
-    if name == "AutoencoderPQ":
+    if source in BUNDLED or not (Path(source).is_dir() or source.count("/") == 1):
+        return load_autoencoder(source)  # or its error, which says what can be given
+    name = str(AutoencoderPQ.load_config(source).get("_class_name"))
+    if not name.startswith("Autoencoder") or not hasattr(diffusers, name):
         return load_autoencoder(source)
     return getattr(diffusers, name).from_pretrained(source).eval()
 
 
-def add_lora(unet, rank: int) -> None:
-    """Low-rank adapters beside the attention's projections."""
+def add_lora(unet, rank: int, seed: int) -> None:
+    """Low-rank adapters beside the attention's projections, the same for every run of a seed and on every rank."""
     try:
         from peft import LoraConfig
     except ImportError:
         raise ValueError("trainable: lora needs peft: pip install 'pqdiff[train]'") from None
+    torch.manual_seed(seed)
     unet.add_adapter(
         LoraConfig(
             r=rank,
@@ -199,7 +201,4 @@ def say_what_runs(session: Session, pipeline, stages) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, TrainingStopped) as error:
-        sys.exit(f"{error}")
+    run(main)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from diffusers import AutoencoderKL
@@ -33,7 +32,7 @@ from pqdiff.data.lazy_image import LazyImage
 from pqdiff.hub.resolve import load_autoencoder
 from pqdiff.models.fingerprint import fingerprint
 from pqdiff.training.samples import latents_of
-from pqdiff.training.text import encode_captions
+from pqdiff.training.text import encode_captions, text_fingerprint
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -210,8 +209,7 @@ class TextEncoder:
         except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"--text_encoder {folder}: is no pipeline that can be used ({reason})") from None
-        model = SimpleNamespace(config=self.model.config.to_dict(), state_dict=self.model.state_dict)
-        self.fingerprint = fingerprint(model)
+        self.fingerprint = text_fingerprint(self.model)
         self.model.to(device)
 
     @torch.no_grad()

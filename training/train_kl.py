@@ -5,8 +5,6 @@
 L1 and KL alone, on generated scenes: enough for flat shapes, not for photos.
 """
 
-import sys
-
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -14,10 +12,11 @@ from diffusers import AutoencoderKL
 from pqdiff.data.images import normalize, to_tensor
 from pqdiff.data.scenes import SceneDataset
 from pqdiff.pipelines.variants import Stage
-from pqdiff.training.arguments import TrainerParser, structured
+from pqdiff.training.arguments import TrainerParser, construct, structured
 from pqdiff.training.batches import BatchPlan, iterate_batches
+from pqdiff.training.randomness import generator_for
 from pqdiff.training.schedule import learning_rate
-from pqdiff.training.session import Session, TrainingStopped
+from pqdiff.training.session import Session, run
 
 
 def parse(argv=None):
@@ -29,7 +28,7 @@ def parse(argv=None):
     parser.add_argument("--kl_weight", type=float, default=1e-5, help="of the KL term, a mean over latents")
     parser.add_argument("--init", help="folder of an autoencoder to go on from, in place of --model")
     parser.add_argument("--freeze_encoder", action="store_true", help="train the decoder alone: the latents stay")
-    parser.add_argument("--permute_colors", action="store_true", help="swap red, green and blue at random")
+    parser.add_argument("--permute_colors", action="store_true", help="swap red, green and blue in half of the pictures")
     parser.add_argument("--model", type=structured, default={}, help="constructor arguments of AutoencoderKL")
     return parser.parse(argv)
 
@@ -44,9 +43,9 @@ def main(argv=None) -> None:
         for part in (model.encoder, model.quant_conv):
             part.requires_grad_(False)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, args.learning_rate, args.adam_betas)
-    session.average({"model": model})
-    raw = {"model": model}
+    optimizer = torch.optim.AdamW(parameters, args.learning_rate, args.adam_betas, weight_decay=args.weight_decay)
+    raw = {"model": Reconstruction(model)}
+    session.average(raw)
     prepared, optimizer = session.prepare(raw, optimizer)
     if found := session.find():
         session.load(found[0])
@@ -58,7 +57,7 @@ def main(argv=None) -> None:
     def load(samples, generators):
         pictures = [to_tensor(scenes[i]["image"]) for i in samples]
         if args.permute_colors:
-            pictures = [p[torch.randperm(3, generator=g)] for p, g in zip(pictures, generators, strict=True)]
+            pictures = [permuted(picture, g) for picture, g in zip(pictures, generators, strict=True)]
         return {"images": torch.stack(pictures)}
 
     batches = iterate_batches(plan, session.layout, load, args.seed, session.step, args.steps, args.dataloader_workers)
@@ -67,13 +66,13 @@ def main(argv=None) -> None:
         rate = learning_rate(stage, session.step, args.lr_schedule, args.lr_warmup_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        for batch in micro_batches:
-            with accelerator.accumulate(prepared["model"]), accelerator.autocast():
+        for micro_step, batch in enumerate(micro_batches):
+            slots = session.layout.slots(micro_step)
+            generators = [generator_for(args.seed, "noise", session.step, slot) for slot in slots]
+            with accelerator.accumulate(prepared["model"]):
                 images = normalize(batch["images"].to(accelerator.device))
-                posterior = model.encode(images).latent_dist
-                latents = posterior.sample()
-                reconstruction = model.decode(latents).sample
-                kl = posterior.kl().mean() / posterior.mean[0].numel()
+                with accelerator.autocast():
+                    reconstruction, kl = prepared["model"](images, generators)
                 error = reconstruction.float() - images
                 loss = error.abs().mean() + error.square().mean() + args.kl_weight * kl.float()
                 session.check_finite(loss, batch)
@@ -86,21 +85,43 @@ def main(argv=None) -> None:
         session.end_of_step({"learning_rate": rate, "mse": F.mse_loss(reconstruction.float(), images).item()})
 
     if accelerator.is_main_process:
-        result = session.averages["model"].average if session.averages else model
+        result = session.averages["model"].average.autoencoder if session.averages else model
         if not args.freeze_encoder:
             result.register_to_config(scaling_factor=round(latent_scale(result, scenes), 4))
         result.save_pretrained(args.output_dir / "vae")
     session.close()
 
 
+class Reconstruction(torch.nn.Module):
+    """Encoding, noise and decoding in one call: a distributed wrapper averages the gradients of its own calls alone."""
+
+    def __init__(self, autoencoder: AutoencoderKL):
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, images: torch.Tensor, generators: list[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images `(B, 3, H, W)` decoded from a sample of their latents, each by its own generator (CPU), and the KL
+        term, a mean over latents."""
+        posterior = self.autoencoder.encode(images).latent_dist
+        noise = torch.stack([torch.randn(posterior.mean.shape[1:], generator=g) for g in generators])
+        latents = posterior.mean + posterior.std * noise.to(posterior.mean)
+        return self.autoencoder.decode(latents).sample, posterior.kl().mean() / latents[0].numel()
+
+
 def build(args) -> AutoencoderKL:
     """A fresh autoencoder, or the one to go on from."""
     if args.init:
         return AutoencoderKL.from_pretrained(args.init)
-    model = AutoencoderKL(**args.model)
+    model = construct(AutoencoderKL, "--model", args.model)
     with torch.no_grad():  # a posterior of unit variance would drown the picture for the first thousands of steps
         model.quant_conv.bias[model.config.latent_channels :] = -6.0
     return model
+
+
+def permuted(picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The picture `(3, H, W)`, or in half of the cases one with its color channels in another order."""
+    swap = torch.rand(1, generator=generator).item() < 0.5
+    return picture[torch.randperm(3, generator=generator)] if swap else picture
 
 
 @torch.no_grad()
@@ -112,7 +133,4 @@ def latent_scale(model: AutoencoderKL, scenes: SceneDataset, count: int = 512) -
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, TrainingStopped) as error:
-        sys.exit(f"{error}")
+    run(main)

@@ -7,7 +7,6 @@ The result, OUTPUT_DIR/pipeline, is a stock Stable Diffusion pipeline. `--model`
 parts: `unet`, `text_encoder` and `scheduler`. The tokenizer is that of the scenes, or `--tokenizer FOLDER`.
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -18,12 +17,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from pqdiff import AutoencoderPQ
 from pqdiff.data.scene_tokenizer import build_scene_tokenizer
 from pqdiff.pipelines.variants import Stage
-from pqdiff.training.arguments import TrainerParser, structured
+from pqdiff.training.arguments import TrainerParser, check_keys, construct, structured
 from pqdiff.training.diffusion import DiffusionObjective
 from pqdiff.training.randomness import generator_for
 from pqdiff.training.samples import latents_of
 from pqdiff.training.schedule import learning_rate
-from pqdiff.training.session import Session, TrainingStopped
+from pqdiff.training.session import Session, run
 from pqdiff.training.sources import add_data_arguments, open_samples
 from pqdiff.training.text import encode_captions
 from pqdiff.training.validation import add_validation_arguments, paint_validation
@@ -47,7 +46,8 @@ def main(argv=None) -> None:
     args = parse(argv)
     session = Session(args, args.steps)
     accelerator = session.accelerator
-    pipeline = build_pipeline(args)
+    with accelerator.main_process_first():  # which writes the tokenizer that the others read
+        pipeline = build_pipeline(args)
     unet, text_encoder = pipeline.unet, pipeline.text_encoder
     if accelerator.device.type == "cpu":  # the fused kernel's backward pass is many times slower there, in bf16
         unet.set_attn_processor(AttnProcessor())
@@ -114,26 +114,31 @@ def build_pipeline(args) -> StableDiffusionPipeline:
     else:
         tokenizer = build_scene_tokenizer(Path(args.output_dir) / "tokenizer")
     torch.manual_seed(args.seed)
-    unet = UNet2DConditionModel(
+    check_keys("--model", args.model, ["unet", "text_encoder", "scheduler"])
+    unet = construct(
+        UNet2DConditionModel,
+        "--model unet",
+        args.model.get("unet", {}),
         sample_size=args.resolution // 2 ** (len(vae.config.block_out_channels) - 1),
         in_channels=vae.config.latent_channels,
         out_channels=vae.config.latent_channels,
-        **args.model.get("unet", {}),
     )
-    text_config = CLIPTextConfig(
+    text_config = construct(
+        CLIPTextConfig,
+        "--model text_encoder",
+        args.model.get("text_encoder", {}),
         vocab_size=len(tokenizer),
         max_position_embeddings=tokenizer.model_max_length,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **args.model.get("text_encoder", {}),
     )
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=CLIPTextModel(text_config),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DDIMScheduler(**args.model.get("scheduler", {})),
+        scheduler=construct(DDIMScheduler, "--model scheduler", args.model.get("scheduler", {})),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -141,7 +146,4 @@ def build_pipeline(args) -> StableDiffusionPipeline:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, TrainingStopped) as error:
-        sys.exit(f"{error}")
+    run(main)

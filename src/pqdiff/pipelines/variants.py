@@ -112,12 +112,21 @@ def load_variant(source: str | PathLike) -> Variant:
         content = yaml.safe_load(path.read_text())
         stages = content.get("stages") if isinstance(content, dict) else None
         if isinstance(stages, list):
-            content["stages"] = tuple(_read(Stage, stage, f"stage {i + 1}: ") for i, stage in enumerate(stages))
+            content["stages"] = read_stages(stages)
         elif stages is not None:
             raise ValueError(f"stages ({stages!r}) must be a list")
         return _read(Variant, content, "")
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def read_stages(values: list) -> tuple[Stage, ...]:
+    """Stages made of mappings.
+
+    Raises:
+        ValueError: naming the stage by its number, the key and what is wrong with it.
+    """
+    return tuple(_read(Stage, value, f"stage {number}: ") for number, value in enumerate(values, start=1))
 
 
 def _read(kind: type, content: Any, where: str) -> Any:

@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import inspect
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -18,14 +20,14 @@ class TrainerParser(argparse.ArgumentParser):
         run.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint, if any")
         run.add_argument("--seed", type=int, default=0, help="fixes data order, crops, noise and timesteps")
         run.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="autocast")
-        run.add_argument("--checkpointing_steps", type=int, default=500, help="steps between checkpoints")
-        run.add_argument("--checkpoints_total_limit", type=int, default=2, help="older ones are removed")
-        run.add_argument("--log_steps", type=int, default=20, help="steps between lines of log.jsonl")
+        run.add_argument("--checkpointing_steps", type=positive, default=500, help="steps between checkpoints")
+        run.add_argument("--checkpoints_total_limit", type=positive, default=2, help="older ones are removed")
+        run.add_argument("--log_steps", type=positive, default=20, help="steps between lines of log.jsonl")
         run.add_argument("--report_to", default=None, help="accelerate tracker: tensorboard, wandb, all, ...")
         run.add_argument("--dataloader_workers", type=int, default=0, help="processes that load data, per rank")
         optimizer = self.add_argument_group("optimizer")
-        optimizer.add_argument("--batch_size", type=int, default=4, help="samples per process and micro-step")
-        optimizer.add_argument("--gradient_accumulation_steps", type=int, default=1, help="micro-steps per step")
+        optimizer.add_argument("--batch_size", type=positive, default=4, help="samples per process and micro-step")
+        optimizer.add_argument("--gradient_accumulation_steps", type=positive, default=1, help="micro-steps per step")
         optimizer.add_argument("--adam_betas", type=float, nargs=2, default=(0.9, 0.999), help="AdamW")
         optimizer.add_argument("--weight_decay", type=float, default=0.01, help="AdamW")
         optimizer.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
@@ -52,14 +54,8 @@ class TrainerParser(argparse.ArgumentParser):
             values = yaml.safe_load(path.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ValueError(f"--config {path}: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"--config {path}: must hold `flag: value` lines, holds {type(values).__name__}")
         actions = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
-        for key in values:
-            if key not in actions:
-                close = difflib.get_close_matches(str(key), actions, n=1)
-                hint = f": did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(actions))}"
-                raise ValueError(f"--config {path}: unknown key {key}{hint}")
+        check_keys(f"--config {path}", values, sorted(actions))
         return {key: self._converted(actions[key], value, path) for key, value in values.items()}
 
     def _converted(self, action: argparse.Action, value, path: Path):
@@ -68,11 +64,13 @@ class TrainerParser(argparse.ArgumentParser):
             if value is not None and not isinstance(value, bool):
                 raise ValueError(f"--config {path}: {action.dest} must be true or false, got {value!r}")
             return value
-        convert = action.type or str
+        values = value if action.nargs and isinstance(value, list) else [value]
+        if isinstance(action.nargs, int) and len(values) != action.nargs:
+            raise ValueError(f"--config {path}: {action.dest} must be a list of {action.nargs}, got {value!r}")
+        if action.type is structured:
+            return structured(value)
         try:
-            values = [v if convert is structured else convert(v) for v in (value if action.nargs else [value])]
-            if action.type is structured:
-                values = [structured(value)]
+            values = [(action.type or str)(str(item)) for item in values]
         except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
             raise ValueError(f"--config {path}: {action.dest} cannot be {value!r} ({error})") from None
         for item in values:
@@ -91,6 +89,37 @@ def structured(value):
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise argparse.ArgumentTypeError(f"not YAML: {error}") from None
+
+
+def positive(text: str) -> int:
+    """Type of a flag whose value is a whole number above 0."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def construct(kind: type, flag: str, given: Any, **fixed):
+    """`kind(...)` with constructor arguments that a user gave in `flag`, over those that the trainer knows.
+
+    Raises:
+        ValueError: for an argument that the class does not have, with a suggestion, or a value that it does not take.
+    """
+    check_keys(flag, given, list(inspect.signature(kind).parameters))
+    try:
+        return kind(**{**fixed, **given})
+    except TypeError as error:
+        raise ValueError(f"{flag}: {kind.__name__} does not take {given} ({error})") from None
+
+
+def check_keys(flag: str, given: Any, known: list[str]) -> None:
+    """Raise ValueError unless `given` is a mapping with keys out of `known`."""
+    if not isinstance(given, dict):
+        raise ValueError(f"{flag} must be a mapping with keys out of {', '.join(known)}, got {given!r}")
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f": did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+            raise ValueError(f"{flag}: unknown key {key}{hint}")
 
 
 def write_config(args: argparse.Namespace, path: Path) -> None:

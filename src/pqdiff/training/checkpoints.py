@@ -31,7 +31,7 @@ def save_checkpoint(
     and the averaged models.
 
     A process killed at any moment leaves the earlier checkpoints as they were. Only after the new one has its name are
-    the oldest removed, until `keep` are left.
+    the oldest removed, until `keep` are left, and what killed processes left unfinished.
     """
     target = output_dir / f"checkpoint-{step:08d}"
     aside = output_dir / f".{target.name}.partial"
@@ -52,8 +52,8 @@ def save_checkpoint(
         aside.rename(target)
         checkpoints = sorted(path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name))
         for old in checkpoints[: -max(1, keep)]:
-            stale = old.with_name(f".{old.name}.partial")  # a removal that is cut short must not look complete
-            old.rename(stale)
+            old.rename(old.with_name(f".{old.name}.partial"))  # a removal that is cut short must not look complete
+        for stale in output_dir.glob(".checkpoint-*.partial"):
             shutil.rmtree(stale)
     accelerator.wait_for_everyone()
     return target

@@ -84,7 +84,8 @@ def shift_noise(scheduler, factor: float):
     if not 0 < factor < float("inf"):
         raise ValueError(f"noise_shift ({factor}) must be a positive number; 1 leaves the schedule as it is")
     alphas = DDPMScheduler.from_config(scheduler.config).alphas_cumprod.double()
-    shifted = alphas / (alphas + (1 - alphas) * factor**2)
+    # A last step of pure noise keeps the trace of signal that diffusers' schedulers give it: some divide by it.
+    shifted = (alphas / (alphas + (1 - alphas) * factor**2)).clamp(min=2**-24)
     previous = torch.cat([torch.ones(1, dtype=torch.float64), shifted[:-1]])
     betas = (1 - shifted / previous).clamp(0, 1)
     # The shifted schedule ends where the rescaled one did; rescaling it again would bend it.

@@ -53,11 +53,11 @@ class Preparation:
         """Batch of `pixels` (B, 3, H, W), uint8, and `captions`, of pictures that are cut to the same size."""
         pixels, captions = [], []
         for (image, caption), generator in zip(items, generators, strict=True):
-            draws = torch.rand(4, generator=generator).tolist()
-            place = draws[:2] if self.random_crop else (0.5, 0.5)
+            dropout, mirror, *place = torch.rand(4, generator=generator).tolist()
+            place = tuple(place) if self.random_crop else (0.5, 0.5)
             picture = to_tensor(cover(image, self.size_for(*image.size), place))
-            pixels.append(picture.flip(2) if self.flip and draws[2] < 0.5 else picture)
-            captions.append("" if draws[3] < self.caption_dropout else caption)
+            pixels.append(picture.flip(2) if self.flip and mirror < 0.5 else picture)
+            captions.append("" if dropout < self.caption_dropout else caption)
         return {"pixels": torch.stack(pixels), "captions": captions}
 
 
@@ -99,6 +99,8 @@ class StreamedSamples:
 
     def batches(self, layout: Layout, seed: int, start: int, stop: int, workers: int = 0) -> Iterator[list[dict]]:
         """Micro-batches of the steps from `start` to before `stop`, a list per step."""
+        if start >= stop:
+            return  # without reading
         waiting: dict[tuple[int, int], list] = {}
         step = epoch = 0
         while step < stop:
@@ -130,27 +132,28 @@ class CachedSamples:
     Args:
         cache: the cache.
         caption_dropout: probability of an empty caption.
+        use_text: whether batches hold the cached text embeddings, if there are any.
     """
 
-    def __init__(self, cache: LatentCache, caption_dropout: float = 0.0):
-        self.cache, self.caption_dropout = cache, caption_dropout
+    def __init__(self, cache: LatentCache, caption_dropout: float = 0.0, use_text: bool = False):
+        self.cache, self.caption_dropout, self.use_text = cache, caption_dropout, use_text
 
     def __len__(self) -> int:
         return len(self.cache)
 
     def batches(self, layout: Layout, seed: int, start: int, stop: int, workers: int = 0) -> Iterator[list[dict]]:
         """Micro-batches of the steps from `start` to before `stop`, a list per step."""
-        shapes = [self.cache.shape_of(i) for i in range(len(self.cache))]
-        plan = BatchPlan(shapes, layout.global_batch_size, seed)
+        plan = BatchPlan(self.cache.shapes, layout.global_batch_size, seed)
         return iterate_batches(plan, layout, self._load, seed, start, stop, workers)
 
     def _load(self, samples: list[int], generators: list[torch.Generator]) -> dict:
         batch = self.cache.get_batch(samples)
-        draws = [torch.rand(1, generator=generator).item() for generator in generators]
-        batch["captions"] = [
-            "" if draw < self.caption_dropout else caption
-            for draw, caption in zip(draws, batch["captions"], strict=True)
-        ]
+        dropped = [torch.rand(1, generator=generator).item() < self.caption_dropout for generator in generators]
+        batch["captions"] = ["" if drop else text for drop, text in zip(dropped, batch["captions"], strict=True)]
+        if not self.use_text:
+            batch.pop("text_embeddings", None)
+        elif "text_embeddings" in batch and any(dropped):
+            batch["text_embeddings"][torch.tensor(dropped)] = self.cache.empty_text_embedding
         return batch
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from ..pipelines.variants import Stage
+from ..pipelines.variants import Stage, read_stages
 
 
 def parse_stages(values) -> list[Stage]:
@@ -12,23 +12,27 @@ def parse_stages(values) -> list[Stage]:
         ValueError: for anything else, naming the stage.
     """
     if not isinstance(values, list) or not values:
-        raise ValueError("stages must be a list of {resolution, steps, learning_rate, trainable}, at least one")
-    stages = []
-    for number, value in enumerate(values, start=1):
-        try:
-            stages.append(Stage(**{**value, "learning_rate": float(value["learning_rate"])}))
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"stage {number} ({value}): {error}") from None
-    return stages
+        raise ValueError(
+            f"stages ({values!r}) must be a list of {{resolution, steps, learning_rate, trainable}}, at least one"
+        )
+    return list(read_stages(values))
 
 
 def stage_at(stages: list[Stage], step: int) -> tuple[int, int]:
-    """Number of the stage that step `step` (from 0) belongs to, and the step within it."""
+    """Number of the stage that step `step` (from 0) belongs to, and the step within it; at the end of the run, all steps
+    of the last stage.
+
+    Raises:
+        ValueError: if the stages have fewer steps.
+    """
+    rest = step
     for number, stage in enumerate(stages):
-        if step < stage.steps:
-            return number, step
-        step -= stage.steps
-    raise ValueError(f"step is {step + 1} beyond the last stage")
+        if rest < stage.steps or (rest == stage.steps and number == len(stages) - 1):
+            return number, rest
+        rest -= stage.steps
+    raise ValueError(
+        f"the run is at step {step}, but its stages have {step - rest} steps in all: give more, or start anew"
+    )
 
 
 def learning_rate(stage: Stage, step: int, schedule: str = "constant", warmup_steps: int = 0) -> float:

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import logging
+import os
 import signal
 import sys
 import time
@@ -19,18 +19,28 @@ from .batches import Layout
 from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from .ema import EMA
 
-logger = logging.getLogger(__name__)
+_PATIENCE = 3.0  # seconds in which a second signal is the launcher's copy of the first, not a person's second thought
 
 
 class TrainingStopped(Exception):
     """The run was asked to stop, and its state is on disk; the message says where."""
 
 
+def run(main: Callable[[], None]) -> None:
+    """Call a trainer's `main`. What a user can mend or asked for ends it with one line in place of a traceback."""
+    try:
+        main()
+    except (ValueError, OSError, TrainingStopped) as error:
+        sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped at once: what came after the last checkpoint is lost")
+
+
 class Session:
     """What surrounds a training loop.
 
-    Use: build models and optimizer, `prepare` them (again at every change of what is trainable), `resume`, then call
-    `end_of_step` after every optimizer step.
+    Use: build models and optimizer, `prepare` them (again at every change of what is trainable), `load` what `find`
+    found, then call `end_of_step` after every optimizer step, and `close` at the end.
 
     Args:
         args: of a `TrainerParser`.
@@ -41,6 +51,7 @@ class Session:
         self.args, self.total_steps = args, total_steps
         self.output_dir = Path(args.output_dir)
         self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else several processes on CPUs do not find each other
             mixed_precision=args.mixed_precision,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             log_with=args.report_to,
@@ -54,7 +65,7 @@ class Session:
         )
         self.averages: dict[str, EMA] = {}
         self.step = 0  # optimizer steps done
-        self._stop_signal: int | None = None
+        self._stop_asked: float | None = None  # when a signal came
         self._started = time.perf_counter()
         self._loss_sum, self._loss_count = torch.zeros((), device=self.accelerator.device), 0
         if not args.resume and find_checkpoint(self.output_dir):
@@ -71,8 +82,14 @@ class Session:
             mininterval=0.2 if sys.stderr.isatty() else 60,  # a log file needs fewer lines than a person
             disable=not self.accelerator.is_main_process,
         )
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        if args.report_to and not self.accelerator.log_with:
+            raise ValueError(f"--report_to ({args.report_to}): that tracker is not installed")
+        if self.accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+            self.say(
+                "this run has one process: on CPUs, several need `accelerate launch --multi_gpu --num_processes N`, "
+                "or `torchrun --nproc_per_node N`"
+            )
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
 
     # Before the loop.
 
@@ -138,12 +155,11 @@ class Session:
         self._loss_sum += loss.detach().float().mean()
         self._loss_count += 1
 
-    def end_of_step(self, values: dict[str, float], save: Callable[[], None] | None = None) -> None:
-        """Count a finished optimizer step: averages, log, checkpoint, and the answer to Ctrl-C or SIGTERM.
+    def end_of_step(self, values: dict[str, float]) -> None:
+        """Count a finished optimizer step: log, checkpoint, and the answer to Ctrl-C or SIGTERM.
 
         Args:
             values: further numbers for the log, such as the learning rate.
-            save: called with every checkpoint, for what people look at.
 
         Raises:
             TrainingStopped: after saving, if a signal came.
@@ -156,7 +172,7 @@ class Session:
         if self.step % self.args.checkpointing_steps == 0 or stop:
             self.checkpoint()
         if stop:
-            self.progress.close()
+            self.close()
             raise TrainingStopped(
                 f"stopped after step {self.step} of {self.total_steps}; saved in {self.output_dir}: "
                 "the same command with --resume goes on"
@@ -175,19 +191,23 @@ class Session:
         )
 
     def close(self) -> None:
-        """End trackers and the progress bar."""
+        """End trackers and the progress bar, and leave signals to whoever had them."""
         self.progress.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         if self.args.report_to:
             self.accelerator.end_training()
 
     def _on_signal(self, number: int, frame) -> None:
-        if self._stop_signal is not None:
+        now = time.monotonic()
+        if self._stop_asked is None:
+            self._stop_asked = now
+        elif now - self._stop_asked > _PATIENCE:
             raise KeyboardInterrupt  # asked twice: at once
-        self._stop_signal = number
 
     def _stop_requested(self) -> bool:
         """Whether any rank got a signal: all must agree to save together."""
-        stop = self._stop_signal is not None
+        stop = self._stop_asked is not None
         if self.accelerator.num_processes > 1:
             flag = torch.tensor([float(stop)], device=self.accelerator.device)
             stop = bool(self.accelerator.reduce(flag, "sum").item())

@@ -4,13 +4,16 @@ conv_in from paired latents of the same pictures in both autoencoders, conv_out 
 the mathematics is in `pqdiff.models.unet_regression`.
 """
 
+import itertools
+
 import torch
 
+from ..data.captioned import StreamedImages
 from ..models.unet_regression import ConvInRegression, ConvOutRegression
 from .diffusion import DiffusionObjective
 from .randomness import generator_for
 from .samples import Preparation, latents_of
-from .text import encode_captions
+from .text import frozen_states
 
 
 @torch.no_grad()
@@ -22,7 +25,7 @@ def solve_conv_in(
     The old autoencoder sees each picture in the size that gives it the same grid of latents.
 
     Args:
-        pictures: captioned pictures by number.
+        pictures: captioned pictures by number, or a stream of them; the first ones are taken.
         resolution: side in pixels at which the new autoencoder sees them.
         old_autoencoder: of the base model.
         new_autoencoder: of the widened model.
@@ -33,13 +36,14 @@ def solve_conv_in(
     factors = [2 ** (len(a.config.block_out_channels) - 1) for a in (old_autoencoder, new_autoencoder)]
     sizes = [resolution // factors[1] * factors[0], resolution]
     regression = ConvInRegression(new_autoencoder.config.latent_channels, old_autoencoder.config.latent_channels)
-    for start in range(0, min(count, len(pictures)), batch_size):
-        items = [pictures[i] for i in range(start, min(start + batch_size, len(pictures)))]
-        generators = [generator_for(0, "pair", start + i) for i in range(len(items))]
+    streamed = isinstance(pictures, StreamedImages)
+    rows = iter(pictures) if streamed else (pictures.row(i) for i in range(len(pictures)))
+    rows = itertools.islice(rows, count)
+    while chosen := list(itertools.islice(rows, batch_size)):
+        items = [(row.load(), "") for row in chosen]
+        generators = [generator_for(0, "pair", i) for i in range(len(items))]
         old, new = (
-            latents_of(
-                Preparation(size, factor).batch([(item["image"], "") for item in items], generators), model, device
-            )
+            latents_of(Preparation(size, factor).batch(items, generators), model, device)
             for size, factor, model in zip(sizes, factors, (old_autoencoder, new_autoencoder), strict=True)
         )
         regression.update(new, old)
@@ -63,6 +67,6 @@ def solve_conv_out(pipeline, objective: DiffusionObjective, batches, seed: int, 
             latents = latents_of(batch, pipeline.vae, device)
             generators = [generator_for(seed, "solve", number, micro_step, i) for i in range(len(latents))]
             sample = objective.noisy(latents, generators)
-            states = encode_captions(pipeline.tokenizer, pipeline.text_encoder, batch["captions"])
+            states = frozen_states(batch, pipeline, device)
             regression.update(sample.latents, sample.timesteps, states, sample.target, sample.weights)
     regression.solve()

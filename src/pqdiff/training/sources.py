@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
-from ..data.captioned import CaptionedImages, StreamedImages, open_captioned
+from ..data.captioned import SCENES, CaptionedImages, StreamedImages, open_captioned
 from ..data.latents import LatentCache
 from ..models.fingerprint import fingerprint
 from .samples import CachedSamples, PictureSamples, Preparation, StreamedSamples
+from .text import text_fingerprint
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,14 +26,15 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_samples(
-    args: argparse.Namespace, resolution: int, autoencoder
+    args: argparse.Namespace, resolution: int, autoencoder, text_encoder=None
 ) -> PictureSamples | StreamedSamples | CachedSamples:
     """Samples of `args.dataset` at a resolution, for an autoencoder.
 
-    Several caches, one per resolution, are given with {resolution} in the name of the folder.
+    Several caches, one per resolution, are given with {resolution} in the name of the folder. Text embeddings of a cache
+    are used if they are those of `text_encoder`, which must be frozen; without it they are left alone.
 
     Raises:
-        ValueError: for a data set that cannot be opened, or a cache of another autoencoder or resolution.
+        ValueError: for a data set that cannot be opened, or a cache of other models or another resolution.
     """
     if not args.dataset:
         raise ValueError("--dataset is missing: give a folder, a Hub id, a latent cache, or `scenes`")
@@ -41,8 +43,13 @@ def open_samples(
     dataset = str(args.dataset).replace("{resolution}", str(resolution))
     if (Path(dataset) / "index.json").is_file():
         cache = LatentCache(dataset)
-        _check_cache(cache, resolution, autoencoder)
-        return CachedSamples(cache, args.caption_dropout)
+        _check_cache(cache, resolution, autoencoder, text_encoder)
+        for flag in ("buckets", "random_crop", "random_flip"):
+            if getattr(args, flag):
+                raise ValueError(f"--{flag}: {dataset} is a latent cache, whose crops were chosen when it was made")
+        return CachedSamples(cache, args.caption_dropout, use_text=text_encoder is not None)
+    if dataset == SCENES and args.random_flip:
+        raise ValueError("--random_flip: the captions of scenes speak of left and right, mirrored they would be wrong")
     pictures = open_pictures(args, resolution, args.dataset)
     preparation = Preparation(
         resolution,
@@ -57,7 +64,14 @@ def open_samples(
 
 
 def open_pictures(args: argparse.Namespace, resolution: int, dataset: str) -> CaptionedImages | StreamedImages:
-    """Captioned pictures of a data set; `resolution` matters to generated scenes only."""
+    """Captioned pictures of a data set; `resolution` matters to generated scenes and to names with {resolution}.
+
+    Raises:
+        ValueError: for a data set that cannot be opened, or a latent cache, which holds no pictures.
+    """
+    dataset = str(dataset).replace("{resolution}", str(resolution))
+    if (Path(dataset) / "index.json").is_file():
+        raise ValueError(f"{dataset}: is a latent cache, but pictures are needed: give --solve_dataset")
     return open_captioned(
         dataset,
         args.image_column,
@@ -70,7 +84,7 @@ def open_pictures(args: argparse.Namespace, resolution: int, dataset: str) -> Ca
     )
 
 
-def _check_cache(cache: LatentCache, resolution: int, autoencoder) -> None:
+def _check_cache(cache: LatentCache, resolution: int, autoencoder, text_encoder) -> None:
     mark = fingerprint(autoencoder)
     if cache.fingerprint != mark:
         raise ValueError(
@@ -79,3 +93,9 @@ def _check_cache(cache: LatentCache, resolution: int, autoencoder) -> None:
         )
     if cache.resolution != resolution:
         raise ValueError(f"{cache.folder}: was made at {cache.resolution} px, but this stage is at {resolution} px")
+    cached = cache.settings["recipe"].get("text_encoder")
+    if text_encoder is not None and cached not in (None, text_fingerprint(text_encoder)):
+        raise ValueError(
+            f"{cache.folder}: holds text embeddings of another text encoder ({cached}) than the base's "
+            f"({text_fingerprint(text_encoder)}): cache the data set again with --text_encoder BASE, or without"
+        )

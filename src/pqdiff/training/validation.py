@@ -43,7 +43,9 @@ def paint(session: Session, pipeline, prompts: list[str]) -> list[Image.Image]:
     """One picture per prompt, prompt i from noise of seed i."""
     args, device = session.args, session.accelerator.device
     swapped = {name: getattr(pipeline, name) for name in session.averages}
-    modes = {name: model.training for name, model in swapped.items()}
+    modes = {part: part.training for part in pipeline.components.values() if isinstance(part, torch.nn.Module)}
+    for part in modes:
+        part.eval()
     for name, ema in session.averages.items():
         pipeline.register_modules(**{name: ema.average.to(device)})
     pipeline.set_progress_bar_config(disable=True)
@@ -56,5 +58,5 @@ def paint(session: Session, pipeline, prompts: list[str]) -> list[Image.Image]:
         ).images
     finally:
         pipeline.register_modules(**swapped)
-        for name, training in modes.items():
-            swapped[name].train(training)
+        for part, training in modes.items():
+            part.train(training)

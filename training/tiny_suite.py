@@ -1,0 +1,171 @@
+"""Make the tiny suite from nothing: tokenizers, base, three adaptations, their measurements and cards.
+
+    python training/tiny_suite.py
+
+Two cores need about two hours. What is finished is not done again, and a trainer that was killed goes on: run the same
+command. Work lies in runs/tiny_suite; the last step replaces src/pqdiff/checkpoints/tiny-*, model_cards/tiny-*.md and
+benchmarks/results/tiny_suite.json.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+
+from pqdiff import PQStableDiffusionPipeline
+from pqdiff.hub.pipeline_cards import write_pipeline_card
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINTS = ROOT / "src" / "pqdiff" / "checkpoints"
+RESULTS = ROOT / "benchmarks" / "results" / "tiny_suite.json"
+CONFIGS = ROOT / "training" / "configs" / "tiny_suite"
+RESOLUTIONS = {"precise": 64, "quick": 64, "hr": 128}
+NAMES = ("base", *RESOLUTIONS)
+
+LIMITS = (
+    "It knows generated scenes of colored shapes and the words of their captions, nothing else: it shows that the whole "
+    "path works, and is no model of the world. For photos adapt Stable Diffusion 2.1 with training/adapt_sd.py."
+)
+
+
+def script(name: str, *arguments) -> list[str]:
+    return [sys.executable, str(ROOT / "training" / f"{name}.py"), *map(str, arguments)]
+
+
+def steps(work: Path, num_scenes: int) -> list[tuple[str, Path, list[str]]]:
+    """Name, what it leaves behind, and command of every training step, in order."""
+    cache = ["--dataset", "scenes", "--num_samples", num_scenes, "--seed", 1, "--batch_size", 64, "--num_workers", 0]
+    plan = [
+        ("autoencoder of the base", work / "kl/vae", trainer("train_kl", "kl", work / "kl")),
+        (
+            "its latents",
+            work / "cache-kl-64",
+            script(
+                "cache_latents", *cache, "--resolution", 64, "--autoencoder", work / "kl/vae", "--mixed_precision", "bf16",
+                "--output", work / "cache-kl-64",
+            ),
+        ),
+        (
+            "base",
+            work / "base/pipeline",
+            trainer(
+                "train_ldm", "ldm", work / "base", "--dataset", work / "cache-kl-64", "--autoencoder", work / "kl/vae"
+            ),
+        ),
+        (
+            "decoder of the base",
+            work / "kl_decoder/vae",
+            trainer("train_kl", "kl_decoder", work / "kl_decoder", "--init", work / "kl/vae"),
+        ),
+        ("tokenizers", work / "tokenizers/hr", script("fit_scene_tokenizers", "--output", work / "tokenizers")),
+    ]  # fmt: skip
+    for name, resolution in RESOLUTIONS.items():
+        tokenizer, folder = work / "tokenizers" / name, work / f"cache-{name}-{resolution}"
+        plan += [
+            (
+                f"tokens of {name}",
+                folder,
+                script("cache_latents", *cache, "--resolution", resolution, "--autoencoder", tokenizer, "--output", folder),
+            ),
+            (
+                name,
+                work / name / "pipeline",
+                trainer(
+                    "adapt_sd", name, work / name,
+                    "--base", work / "base/pipeline", "--autoencoder", tokenizer, "--dataset", folder,
+                ),
+            ),
+        ]  # fmt: skip
+    return plan
+
+
+def trainer(name: str, config: str, output: Path, *more) -> list[str]:
+    return script(name, "--config", CONFIGS / f"{config}.yaml", "--output_dir", output, "--resume", *more)
+
+
+def finished(result: Path) -> bool:
+    """Whether a step's result is complete: a model, or a cache that says so."""
+    index = result / "index.json"
+    return json.loads(index.read_text()).get("complete", False) if index.is_file() else (
+        (result / "model_index.json").is_file() or (result / "config.json").is_file()
+    )  # fmt: skip
+
+
+def ship(work: Path) -> None:
+    """The pipelines in half precision, as the package carries them."""
+    for name in NAMES:
+        kind = StableDiffusionPipeline if name == "base" else PQStableDiffusionPipeline
+        pipeline = kind.from_pretrained(work / name / "pipeline", torch_dtype=torch.float32)
+        if name == "base":  # the same encoder, a better decoder
+            pipeline.register_modules(vae=AutoencoderKL.from_pretrained(work / "kl_decoder/vae").eval())
+        folder = CHECKPOINTS / f"tiny-{name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        pipeline.to(dtype=torch.float16).save_pretrained(folder)
+        if name != "base":
+            shutil.copy(work / name / "pipeline" / "variant.yaml", folder)
+
+
+def write_cards(work: Path) -> None:
+    """Cards with the measurements, in the package and in model_cards."""
+    results = json.loads(RESULTS.read_text())
+    for name in NAMES:
+        folder, config = CHECKPOINTS / f"tiny-{name}", (work / name / "log.jsonl").read_text().splitlines()
+        last = json.loads(config[-1])
+        result = results["pipelines"][f"tiny-{name}"]
+        metrics = {f"right: {key}": value for key, value in result["right"].items()}
+        metrics["seconds per picture"] = result["seconds_per_picture"]
+        for key in ("right_without_snapping", "autoencoder_alone"):
+            if key in result:
+                metrics[f"{key.replace('_', ' ')}: all"] = result[key]["all"]
+        write_pipeline_card(
+            folder,
+            name=f"tiny-{name}",
+            base_model=None if name == "base" else "tiny-base",
+            variant=None if name == "base" else f"{name}",
+            training={
+                "steps": last["step"],
+                "batch_size": 64,
+                "dataset": "60,000 generated scenes (pqdiff.data.scenes)",
+                "note": "Made by training/tiny_suite.py on two CPU cores.",
+            },
+            metrics={
+                "metrics": metrics,
+                "data": "prompts with a pair of color and shape that no training scene shows",
+                "num_prompts": results["protocol"]["num_prompts"],
+                "protocol": results["protocol"],
+            },
+            license="apache-2.0",
+            load=f'pqdiff.bundled("tiny-{name}")',
+            limits=LIMITS,
+        )
+        shutil.copy(folder / "README.md", ROOT / "model_cards" / f"tiny-{name}.md")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "tiny_suite", help="default: runs/tiny_suite")
+    parser.add_argument("--num_scenes", type=int, default=60_000, help="to train on (default: 60000)")
+    parser.add_argument(
+        "--cards-only", action="store_true", help="write the cards again, from the results as they are"
+    )
+    args = parser.parse_args()
+    if not args.cards_only:
+        for name, result, command in steps(args.work, args.num_scenes):
+            if finished(result):
+                print(f"{name}: there already", flush=True)
+                continue
+            print(f"{name}: {' '.join(command)}", flush=True)
+            subprocess.run(command, check=True, cwd=ROOT)
+        ship(args.work)
+        measure = [sys.executable, "-m", "benchmarks.tiny_suite", "--output", str(RESULTS)]
+        subprocess.run([*measure, "--grid", str(ROOT / "docs" / "tiny_suite.png")], check=True, cwd=ROOT)
+    write_cards(args.work)
+
+
+if __name__ == "__main__":
+    main()
