@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 
 from pqdiff import AutoencoderPQ, PQStableDiffusionPipeline
-from pqdiff.checkpoints import BUNDLED
+from pqdiff.checkpoints import BUNDLED, BUNDLED_PIPELINES, bundled
 from pqdiff.hub.resolve import load_autoencoder
 from pqdiff.models.unet_adapter import WIDENING_INITS, backbone_parameters, projection_parameters, set_trainable
 from pqdiff.pipelines.conversion import check_not_removed
@@ -137,7 +137,8 @@ def build_pipeline(args, variant, stages, device, solve: bool) -> PQStableDiffus
     base_name = args.base or variant.base
     check_not_removed(base_name)
     autoencoder = load_any_autoencoder(args.autoencoder or f"pqgan-{variant.autoencoder}").to(device)
-    base = DiffusionPipeline.from_pretrained(base_name).to(device)
+    place = bundled(base_name) if base_name in BUNDLED_PIPELINES else base_name
+    base = DiffusionPipeline.from_pretrained(place, torch_dtype=torch.float32).to(device)
     init, conv_in_map = args.init, None
     if init == "lstsq":
         init = "lstsq" if solve else "variance"
@@ -157,15 +158,18 @@ def build_pipeline(args, variant, stages, device, solve: bool) -> PQStableDiffus
 
 
 def load_any_autoencoder(source: str):
-    """`AutoencoderPQ` by shipped name, folder or Hub id, or any other autoencoder of diffusers by folder or Hub id."""
+    """`AutoencoderPQ` by shipped name (of a pipeline: that pipeline's), folder or Hub id, or any other autoencoder of
+    diffusers by folder or Hub id."""
     import diffusers
 
+    if source in BUNDLED_PIPELINES:
+        source = str(Path(bundled(source)) / "vae")
     if source in BUNDLED or not (Path(source).is_dir() or source.count("/") == 1):
         return load_autoencoder(source)  # or its error, which says what can be given
     name = str(AutoencoderPQ.load_config(source).get("_class_name"))
     if not name.startswith("Autoencoder") or not hasattr(diffusers, name):
         return load_autoencoder(source)
-    return getattr(diffusers, name).from_pretrained(source).eval()
+    return getattr(diffusers, name).from_pretrained(source, torch_dtype=torch.float32).eval()
 
 
 def add_lora(unet, rank: int, seed: int) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.utils import logging
 from torch import nn
 
 from ..checkpoints import BUNDLED, bundled
 from ..models import AutoencoderPQ
 from ..models.unet_adapter import widen_unet
 from .variants import Variant, load_variant
+
+logger = logging.get_logger(__name__)
 
 # Stable Diffusion 2 was taken down from where it was published; these repositories hold the same files. The first paints
 # 768 pixels and predicts v, the second 512 pixels and predicts the noise.
@@ -43,6 +46,12 @@ def convert_stable_diffusion(
         check_not_removed(str(base))
     dtype = torch_dtype or (base.unet.dtype if loaded else torch.float32)
     vae = _autoencoder(autoencoder, variant, dtype)
+    if getattr(vae.config, "hidden_channels", 0):
+        logger.warning(
+            "The autoencoder has hidden channels: its codewords hold more than the latents show, so a little noise on the "
+            "latents makes snapping worse than not snapping. Paint with quantize_latents=False, or fit a plain one "
+            "(pqdiff fit --hidden-channels 0)."
+        )
     if variant is not None:
         _check_variant(variant, vae)
 
