@@ -43,11 +43,34 @@ def speed_table() -> str:
     return "\n".join(rows)
 
 
+def tiny_table() -> str:
+    """One row per tiny pipeline: fraction right per attribute."""
+    results = json.loads((RESULTS / "tiny_suite.json").read_text())["pipelines"]
+    attributes = list(next(iter(results.values()))["right"])
+    rows = [
+        f"| pipeline | picture | latents | {' | '.join(attributes)} | seconds |",
+        "|---|---|---|" + "---|" * (len(attributes) + 1),
+    ]
+    for name, result in results.items():
+        cells = " | ".join(f"{result['right'][key]:.1%}" for key in attributes)
+        channels, side, _ = result["latents"]
+        rows.append(
+            f"| `{name}` | {result['resolution']} px | {channels} x {side} x {side} | {cells} | "
+            f"{result['seconds_per_picture']:.3f} |"
+        )
+    return "\n".join(rows)
+
+
 def render(text: str) -> str:
-    """README with both tables as the results have them."""
-    for mark, table in (("results", tokenizer_table()), ("speed", speed_table())):
+    """README with all tables as the results have them."""
+    for mark, table in (
+        ("results", tokenizer_table()),
+        ("speed", speed_table()),
+        ("tiny", tiny_table()),
+        ("table3", table3_table()),
+    ):
         text, count = re.subn(
-            rf"(<!-- {mark}: [^\n]*-->\n).*?(\n<!-- /{mark} -->)", lambda m, t=table: m[1] + t + m[2], text, flags=re.S
+            rf"(<!-- {mark}: [^\n]*-->\n).*?(<!-- /{mark} -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.S
         )
         if count != 1:
             raise ValueError(f"README.md must have the mark {mark!r} once, has it {count} times")
