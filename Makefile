@@ -3,7 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PHOTO ?=
+export PROMPT =
 SKIMAGE_PHOTOS = $$($(BIN)/python -c "import skimage.data, pathlib; folder = pathlib.Path(skimage.data.__file__).parent; print(folder / 'astronaut.png', folder / 'chelsea.png', folder / 'coffee.png')")
+# No model has seen a red triangle in training.
+DEMO_PROMPTS = "a small red circle above a large blue square" \
+	"a large red triangle left of a small cyan cross on a gray background" \
+	"three small purple squares on a white background" \
+	"a large yellow circle in the top right on a black background"
 
 .PHONY: demo test test-slow lint format bench checkpoints clean
 
@@ -12,9 +18,10 @@ $(VENV)/.ready: setup.cfg constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-demo: $(VENV)/.ready  ## photos through every shipped tokenizer: make demo, or make demo PHOTO=path
+demo: $(VENV)/.ready  ## photos and prompts through every shipped model: make demo, make demo PHOTO=path PROMPT="..."
 	$(BIN)/pqdiff reconstruct $(if $(PHOTO),"$(PHOTO)",$(SKIMAGE_PHOTOS)) --output demo
-	@echo "Look at the panels in $(CURDIR)/demo"
+	$(BIN)/pqdiff generate --compare --output demo/prompts.png -- $(if $(PROMPT),"$$PROMPT",$(DEMO_PROMPTS))
+	@echo "Look at the panels and at prompts.png in $(CURDIR)/demo"
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2

@@ -61,6 +61,24 @@ def tiny_table() -> str:
     return "\n".join(rows)
 
 
+def table3_table() -> str:
+    """One row per pipeline: ratios of speed to SD2.1, counted, timed and the paper's."""
+    document = json.loads((RESULTS / "table3.json").read_text())
+    counted, timed, paper = document["flops"], document["cpu"], document["paper"]
+    rows = [
+        "| | TFLOP a picture | speed by FLOPs | speed by CPU time | paper, A100 | peak GB, CPU bf16 | paper |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in timed["rows"].items():
+        speeds = (part["ratios"].get(name, 1.0) for part in (counted, timed, paper))
+        rows.append(
+            f"| {name} | {counted['rows'][name]['sample'] / 1e12:.1f} | "
+            + " | ".join(f"{speed:.2f} x" for speed in speeds)
+            + f" | {row['peak_gigabytes']:.1f} | {paper['rows'][name]['gigabytes']:.1f} |"
+        )
+    return "\n".join(rows)
+
+
 def render(text: str) -> str:
     """README with all tables as the results have them."""
     for mark, table in (
@@ -70,7 +88,10 @@ def render(text: str) -> str:
         ("table3", table3_table()),
     ):
         text, count = re.subn(
-            rf"(<!-- {mark}: [^\n]*-->\n).*?(<!-- /{mark} -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.S
+            rf"(<!-- {mark}: [^\n]*-->\n).*?(<!-- /{mark} -->)",
+            lambda m, t=table: f"{m[1]}{t}\n{m[2]}",
+            text,
+            flags=re.S,
         )
         if count != 1:
             raise ValueError(f"README.md must have the mark {mark!r} once, has it {count} times")

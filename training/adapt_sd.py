@@ -22,7 +22,7 @@ from pqdiff.models.unet_adapter import WIDENING_INITS, backbone_parameters, proj
 from pqdiff.pipelines.conversion import check_not_removed
 from pqdiff.pipelines.variants import load_variant
 from pqdiff.training.arguments import TrainerParser, structured
-from pqdiff.training.diffusion import DiffusionObjective, shift_noise
+from pqdiff.training.diffusion import PREDICTION_TYPES, DiffusionObjective, shift_noise
 from pqdiff.training.publish import add_publish_arguments, save_result
 from pqdiff.training.randomness import generator_for
 from pqdiff.training.samples import latents_of
@@ -44,6 +44,7 @@ def parse(argv=None):
     model.add_argument("--solve_batches", type=int, default=32, help="with lstsq: batches to solve conv_out from")
     model.add_argument("--solve_dataset", help="with lstsq: pictures to solve conv_in from; default: --dataset")
     model.add_argument("--noise_shift", type=float, default=1.0, help="noise-to-signal ratio of every timestep x this")
+    model.add_argument("--prediction_type", choices=PREDICTION_TYPES, help="default: the base's")
     model.add_argument("--sample_size", type=int, help="side of the latents by default; default: the variant's")
     model.add_argument("--lora_rank", type=int, default=16, help="of stages with trainable: lora")
     model.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
@@ -58,7 +59,8 @@ def parse(argv=None):
     return args
 
 
-def main(argv=None) -> None:
+def main(argv=None) -> PQStableDiffusionPipeline:
+    """Train, and give the pipeline that was saved."""
     args = parse(argv)
     variant = load_variant(args.variant) if args.variant else None
     stages = parse_stages(args.stages) if args.stages else list(variant.stages)
@@ -129,6 +131,7 @@ def main(argv=None) -> None:
 
     save_result(session, pipeline, stages, variant)
     session.close()
+    return pipeline
 
 
 def build_pipeline(args, variant, stages, device, solve: bool) -> PQStableDiffusionPipeline:
@@ -150,6 +153,9 @@ def build_pipeline(args, variant, stages, device, solve: bool) -> PQStableDiffus
     )
     if args.sample_size:
         pipeline.unet.register_to_config(sample_size=args.sample_size)
+    if args.prediction_type:
+        config = {"prediction_type": args.prediction_type}
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **config)
     if args.noise_shift != 1:
         pipeline.scheduler = shift_noise(pipeline.scheduler, args.noise_shift)
     for frozen in (pipeline.vae, pipeline.text_encoder):

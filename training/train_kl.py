@@ -28,7 +28,9 @@ def parse(argv=None):
     parser.add_argument("--kl_weight", type=float, default=1e-5, help="of the KL term, a mean over latents")
     parser.add_argument("--init", help="folder of an autoencoder to go on from, in place of --model")
     parser.add_argument("--freeze_encoder", action="store_true", help="train the decoder alone: the latents stay")
-    parser.add_argument("--permute_colors", action="store_true", help="swap red, green and blue in half of the pictures")
+    parser.add_argument(
+        "--permute_colors", action="store_true", help="swap red, green and blue in half of the pictures"
+    )
     parser.add_argument("--model", type=structured, default={}, help="constructor arguments of AutoencoderKL")
     return parser.parse(argv)
 

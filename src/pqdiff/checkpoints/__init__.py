@@ -1,21 +1,30 @@
 """Small trained models that ship with the package, found by name."""
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 
 BUNDLED = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/config.json")))
+BUNDLED_PIPELINES = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/model_index.json")))
 
 
 def bundled(name: str) -> str:
-    """Folder of the shipped model `name`, for `from_pretrained`.
+    """Folder of the shipped autoencoder or pipeline `name`, for `from_pretrained`.
+
+    The pipelines' weights are stored in half precision: give `torch_dtype=torch.float32` where a CPU is to run them.
 
     Raises:
         ValueError: for a name that does not ship, with the nearest one that does.
     """
-    if name not in BUNDLED:
-        close = difflib.get_close_matches(name, BUNDLED, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(BUNDLED)}"
-        raise ValueError(f"model ({name!r}) does not ship with pqdiff: {hint}")
+    names = (*BUNDLED, *BUNDLED_PIPELINES)
+    if name not in names:
+        raise ValueError(f"model ({name!r}) does not ship with pqdiff: {suggestion(name, names)}")
     return str(_FOLDER / name)
+
+
+def suggestion(name: str, names: Sequence[str]) -> str:
+    """The end of an error message: the nearest of `names`, or all of them."""
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
+    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names)}"

@@ -5,17 +5,20 @@ import warnings
 
 import typer
 
-from . import hub, models, photos
+from . import generate, hub, models, photos
 
 _INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
 
 app = typer.Typer(
-    help="Photos through product-quantized latents.",
+    help="Pictures and photos through product-quantized latents.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (photos.reconstruct, photos.encode, photos.decode, models.info, models.evaluate, models.fit, hub.push):
+for command in (
+    *(generate.generate, photos.reconstruct, photos.encode, photos.decode),
+    *(models.info, models.evaluate, models.fit, hub.push),
+):
     app.command()(command)
 
 

@@ -5,35 +5,62 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 _GAP, _LINE = 6, 16
+_NARROWEST = 360  # pixels; labels are wrapped to the sheet's width, or to this where it is less
 
 
 def grid_image(
     rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str] = (), side: int = 192
 ) -> Image.Image:
-    """A sheet with a line of text above every row of pictures, and titles above the columns.
+    """A sheet with a label above every row of pictures, and titles above the columns.
 
     Args:
         rows: label and pictures of each row.
-        columns: titles of the columns, or none. A title may have several lines.
+        columns: titles of the columns, or none. A title may have several lines; what does not fit a column is cut off.
         side: longer side of a picture on the sheet; small pictures are enlarged without smoothing.
     """
     font = ImageFont.load_default(12)
     width = max(len(pictures) for _, pictures in rows)
     title_lines = max((title.count("\n") + 1 for title in columns), default=0)
-    label_width = max(round(font.getlength(label)) for label, _ in rows)
-    sheet_width = max(_GAP + width * (side + _GAP), label_width + 2 * _GAP)
+    sheet_width = max(_GAP + width * (side + _GAP), _NARROWEST)
+    labels = [_wrap(label, font, sheet_width - 2 * _GAP) for label, _ in rows]
     top = _GAP + title_lines * _LINE
-    row_height = _LINE + side + _GAP
-    sheet = Image.new("RGB", (sheet_width, top + len(rows) * row_height), "white")
+    row_heights = [len(lines) * _LINE + side + _GAP for lines in labels]
+    sheet = Image.new("RGB", (sheet_width, top + sum(row_heights)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(columns):
-        draw.multiline_text((_GAP + column * (side + _GAP), _GAP // 2), title, fill="black", font=font)
-    for row, (label, pictures) in enumerate(rows):
-        y = top + row * row_height
-        draw.text((_GAP, y), label, fill="black", font=font)
+        for line, text in enumerate(title.split("\n")):
+            place = _GAP + column * (side + _GAP), _GAP // 2 + line * _LINE
+            draw.text(place, _cut(text, font, side), fill="black", font=font)
+    y = top
+    for lines, (_, pictures), row_height in zip(labels, rows, row_heights, strict=True):
+        for number, line in enumerate(lines):
+            draw.text((_GAP, y + number * _LINE), line, fill="black", font=font)
+        below = y + len(lines) * _LINE
         for column, picture in enumerate(pictures):
             scale = side / max(picture.size)
             size = tuple(max(1, round(length * scale)) for length in picture.size)
             method = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-            sheet.paste(picture.convert("RGB").resize(size, method), (_GAP + column * (side + _GAP), y + _LINE))
+            sheet.paste(picture.convert("RGB").resize(size, method), (_GAP + column * (side + _GAP), below))
+        y += row_height
     return sheet
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines of at most `width` pixels; a word that is longer is cut off."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(_cut(word, font, width))
+    return lines or [""]
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    if font.getlength(text) <= width:
+        return text
+    text = text[:width]  # letters are wider than a pixel
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."

@@ -6,6 +6,8 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
 
 @dataclass(frozen=True)
 class NoisySample:
@@ -25,7 +27,11 @@ class NoisySample:
 
 
 class DiffusionObjective:
-    """Mean squared error of noise or velocity, as the scheduler's configuration says; never assumed.
+    """Mean squared error of noise, velocity or clean latents, as the scheduler's configuration says; never assumed.
+
+    Velocity asks nothing of a channel of unit variance that holds no more than Gaussian noise; of a channel of little
+    variance it asks to pass the noise through, as noise prediction does of all. Clean latents (`sample`) ask nothing
+    there.
 
     Args:
         scheduler: any diffusers scheduler of the pipeline to train; its noise schedule and prediction type count.
@@ -33,16 +39,18 @@ class DiffusionObjective:
             prediction type; None weighs all timesteps alike.
 
     Raises:
-        ValueError: for a prediction type that is neither `epsilon` nor `v_prediction`, and for `epsilon` with a
-            schedule that ends in pure noise, where it asks nothing of the signal.
+        ValueError: for an unknown prediction type, and for `epsilon` with a schedule that ends in pure noise, where it
+            asks nothing of the signal.
     """
 
     def __init__(self, scheduler, min_snr_gamma: float | None = None):
         self.scheduler = DDPMScheduler.from_config(scheduler.config)
         self.prediction_type = scheduler.config.prediction_type
         self.min_snr_gamma = min_snr_gamma
-        if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(f"prediction_type ({self.prediction_type!r}) must be epsilon or v_prediction")
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(
+                f"prediction_type ({self.prediction_type!r}) must be one of {', '.join(PREDICTION_TYPES)}"
+            )
         if self.prediction_type == "epsilon" and self.scheduler.alphas_cumprod[-1] < 1e-6:
             raise ValueError("rescale_betas_zero_snr ends in pure noise and needs prediction_type v_prediction")
 
@@ -56,12 +64,18 @@ class DiffusionObjective:
     def noisy_at(self, latents: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor) -> NoisySample:
         """Latents `(B, d, h, w)` with given noise `(B, d, h, w)` at given timesteps `(B,)`."""
         mixed = self.scheduler.add_noise(latents, noise, timesteps)
-        velocity = self.prediction_type == "v_prediction"
-        target = self.scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+        targets = {
+            "epsilon": lambda: noise,
+            "v_prediction": lambda: self.scheduler.get_velocity(latents, noise, timesteps),
+            "sample": lambda: latents,
+        }
+        target = targets[self.prediction_type]()
         weights = torch.ones_like(timesteps, dtype=torch.float)
         if self.min_snr_gamma is not None:
             snr = compute_snr(self.scheduler, timesteps).float()
-            weights = snr.clamp(max=self.min_snr_gamma) / (snr + 1 if velocity else snr)
+            # Of clean latents' error: min(SNR, gamma), whatever is predicted.
+            per_error = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+            weights = snr.clamp(max=self.min_snr_gamma) / per_error[self.prediction_type]
         return NoisySample(mixed, timesteps, target, weights)
 
     @staticmethod
@@ -84,8 +98,9 @@ def shift_noise(scheduler, factor: float):
     if not 0 < factor < float("inf"):
         raise ValueError(f"noise_shift ({factor}) must be a positive number; 1 leaves the schedule as it is")
     alphas = DDPMScheduler.from_config(scheduler.config).alphas_cumprod.double()
-    # A last step of pure noise keeps the trace of signal that diffusers' schedulers give it: some divide by it.
-    shifted = (alphas / (alphas + (1 - alphas) * factor**2)).clamp(min=2**-24)
+    shifted = alphas / (alphas + (1 - alphas) * factor**2)
+    # A last step of pure noise keeps a trace of signal, as in diffusers' zero-SNR schedules: some schedulers divide by it.
+    shifted = shifted.clamp(min=min(2**-24, shifted[shifted > 0].min().item() / 2))
     previous = torch.cat([torch.ones(1, dtype=torch.float64), shifted[:-1]])
     betas = (1 - shifted / previous).clamp(0, 1)
     # The shifted schedule ends where the rescaled one did; rescaling it again would bend it.

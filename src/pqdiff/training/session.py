@@ -111,8 +111,10 @@ class Session:
     def find(self) -> tuple[Path, int] | None:
         """Checkpoint to resume from, and its step; None without `--resume` or where there is none yet."""
         found = find_checkpoint(self.output_dir) if self.args.resume else None
-        if self.args.resume and found is None:
-            self.say(f"no complete checkpoint in {self.output_dir} yet: starting from the beginning")
+        if found is None:
+            self._cut_log()  # of a run that did not get as far as a checkpoint
+            if self.args.resume:
+                self.say(f"no complete checkpoint in {self.output_dir} yet: starting from the beginning")
         return found
 
     def load(self, checkpoint: Path) -> None:

@@ -1,0 +1,81 @@
+"""Find a text-to-image pipeline by the name of a shipped one, by folder, or by Hub repo id."""
+
+import importlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..checkpoints import BUNDLED, BUNDLED_PIPELINES, bundled, suggestion
+from ..pipelines import PQStableDiffusionPipeline
+from ..pipelines.conversion import check_not_removed
+from .check import read_json
+
+_KINDS = tuple(f"{pq}StableDiffusion{task}Pipeline" for pq in ("", "PQ") for task in ("", "Img2Img"))
+_LIBRARIES = ("diffusers", "transformers", "pqdiff")  # whose models say what their files lacked
+_VOCABULARIES = ("tokenizer.json", "vocab.json")
+
+
+def load_pipeline(source: str, torch_dtype: torch.dtype = torch.float32) -> PQStableDiffusionPipeline:
+    """Text-to-image pipeline from a shipped name, a folder or a Hub id; a stock Stable Diffusion stays what it is.
+
+    Raises:
+        ValueError: in one line, naming the source and what is wrong with it, also if weights are missing.
+    """
+    place = bundled(source) if source in BUNDLED_PIPELINES else source
+    if place == source:
+        _check_source(source)
+    try:
+        folder = Path(place if Path(place).exists() else PQStableDiffusionPipeline.download(place))
+        index = read_json(folder / "model_index.json", "model_index.json")
+        if index.get("_class_name") not in _KINDS:
+            raise ValueError(f"it holds a {index.get('_class_name')}, not one of {', '.join(_KINDS)}")
+        models = {name: _load_whole(folder, name, entry, torch_dtype) for name, entry in index.items()}
+        models = {name: model for name, model in models.items() if model is not None}
+        return PQStableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch_dtype, **models)
+    except Exception as error:  # of whichever library reads the file that is broken
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"model ({source}) cannot be loaded: {reason[:300]}") from None
+
+
+def _check_source(source: str) -> None:
+    """ValueError for what is no pipeline whatever it holds."""
+    check_not_removed(source)
+    if source in BUNDLED:
+        raise ValueError(
+            f"model ({source}) is a tokenizer, not a pipeline: choose one of {', '.join(BUNDLED_PIPELINES)}"
+        )
+    folder = Path(source)
+    if folder.is_file():
+        raise ValueError(f"model ({source}) is a file: give the folder of a pipeline")
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        raise ValueError(f"model ({source}) has no model_index.json: give a folder that a pipeline was saved to")
+    if not folder.exists() and source.count("/") != 1:
+        raise ValueError(
+            f"model ({source}) is neither a shipped pipeline, nor a folder, nor a Hub id (user/name): "
+            f"{suggestion(source, BUNDLED_PIPELINES)}"
+        )
+
+
+def _load_whole(folder: Path, name: str, entry, dtype: torch.dtype) -> nn.Module | None:
+    """A model of the pipeline, or None where `entry` of model_index.json is no model.
+
+    Weights that the files lack get random values, and tokenizers without files know nothing, and both is only logged:
+    here it is an error.
+    """
+    if not isinstance(entry, list) or entry[0] not in _LIBRARIES:
+        return None
+    if not (folder / name).is_dir():
+        raise ValueError(f"it has no folder {name}")
+    if "Tokenizer" in entry[1] and not any((folder / name / file).is_file() for file in _VOCABULARIES):
+        raise ValueError(f"its {name} has no vocabulary ({' or '.join(_VOCABULARIES)})")
+    kind = getattr(importlib.import_module(entry[0]), entry[1])
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        return None
+    model, report = kind.from_pretrained(folder, subfolder=name, torch_dtype=dtype, output_loading_info=True)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"the weights of {name} lack {missing[0]}" + f" and {len(missing) - 1} more" * (len(missing) > 1)
+        )
+    return model.eval()

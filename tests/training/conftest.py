@@ -1,0 +1,25 @@
+"""Tiny models on disk, and no traces of one run in the next."""
+
+import pytest
+
+from tests.training.support import REFERENCE, adapt, fresh_process, save_models
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Folder of the folders of tiny models."""
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def reference(models, tmp_path_factory):
+    """Folder of an uninterrupted run of adapt_sd.py, with all its checkpoints."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    adapt(models, folder, **REFERENCE)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _fresh_process():
+    with fresh_process():
+        yield

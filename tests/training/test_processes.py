@@ -1,0 +1,142 @@
+"""Two processes that talk over loopback: the same samples, the same weights, and the same answers to signals."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.training.support import (
+    SIGNALS,
+    STEPS,
+    adapt,
+    adapt_flags,
+    assert_same_state,
+    free_port,
+    join,
+    losses,
+    start_ranks,
+    state_of,
+    steps_of,
+    wait_for,
+)  # fmt: skip
+from training import adapt_sd
+
+OPTIONS = {"ema_decay": 0.5, "checkpoints_total_limit": 9, "caption_dropout": 0.3}
+
+
+def finish(ranks, log):
+    return [join(process, log.with_suffix(f".{rank}")) for rank, process in enumerate(ranks)]
+
+
+def messages(log):
+    return "\n".join(log.with_suffix(f".{rank}").read_text() for rank in range(2))
+
+
+@pytest.fixture(scope="module")
+def together(models, tmp_path_factory):
+    """Folder of an uninterrupted run of two processes with two samples each."""
+    folder = tmp_path_factory.mktemp("together")
+    ranks = start_ranks("adapt_sd", adapt_flags(models, folder / "run", **OPTIONS), folder / "log")
+    assert finish(ranks, folder / "log") == [0, 0], messages(folder / "log")
+    return folder / "run"
+
+
+def test_two_processes_train_as_one_with_their_samples_together(models, together, tmp_path):
+    adapt(models, tmp_path, **OPTIONS, batch_size=4, checkpointing_steps=4)
+    for step in (4, STEPS):  # both sides of the freeze switch
+        alone, shared = state_of(tmp_path, step), state_of(together, step)
+        assert alone.keys() == shared.keys()
+        names = [name for name in alone if name.startswith(("model.", "ema_"))]
+        differences = torch.cat([(alone[name] - shared[name]).abs().flatten() for name in names])
+        assert differences.quantile(0.99) < 2e-5
+    for (step, loss, rate), (other_step, other_loss, other_rate) in zip(
+        losses(tmp_path), losses(together), strict=True
+    ):
+        assert (step, rate) == (other_step, other_rate)
+        assert loss == pytest.approx(other_loss, rel=1e-3)
+
+
+def test_all_ranks_have_their_part_in_a_checkpoint(together):
+    names = {path.name for path in (together / "checkpoint-00000008").iterdir()}
+    assert {"random_states_0.pkl", "random_states_1.pkl"} <= names
+
+
+def test_stopped_and_killed_pairs_end_in_the_same_state(models, together, tmp_path):
+    """SIGTERM to one of them saves both; then kill -9 at the freeze switch; then to the end."""
+    output, log = tmp_path / "run", tmp_path / "log"
+    options = {**OPTIONS, "checkpointing_steps": 100}
+    ranks = start_ranks("adapt_sd", adapt_flags(models, output, **options), log)
+    wait_for(lambda: steps_of(output), ranks[1])
+    os.kill(ranks[1].pid, signal.SIGTERM)
+    assert finish(ranks, log) == [1, 1], messages(log)
+    assert messages(log).count("the same command with --resume goes on") == 2
+    assert "Traceback" not in messages(log)
+    (saved,) = output.glob("checkpoint-*")
+    assert (saved / "random_states_1.pkl").exists()
+
+    with pytest.raises(ValueError, match="saved by 2 processes, this run has 1: launch as many"):
+        adapt(models, output, **OPTIONS, resume=True)
+
+    argv = adapt_flags(models, output, **OPTIONS, resume=True)
+    ranks = start_ranks("adapt_sd", argv, log, moment=("os.rename", "checkpoint-00000004"))
+    assert join(ranks[0], log.with_suffix(".0")) == -signal.SIGKILL, messages(log)
+    ranks[1].kill()
+    finish(ranks, log)
+    assert not (output / "checkpoint-00000004").exists()
+    shutil.rmtree(output / "pipeline", ignore_errors=True)
+
+    ranks = start_ranks("adapt_sd", argv, log)
+    assert finish(ranks, log) == [0, 0], messages(log)
+    assert_same_state(state_of(output), state_of(together))
+    assert losses(output) == losses(together)
+
+
+def test_a_pair_with_a_loss_that_is_no_number_stops_together(models, tmp_path):
+    log = tmp_path / "log"
+    stages = [{"resolution": 32, "steps": 4, "learning_rate": 1e30, "trainable": "all"}]
+    ranks = start_ranks("adapt_sd", adapt_flags(models, tmp_path / "run", stages=stages), log)
+    assert finish(ranks, log) == [1, 1]
+    assert messages(log).count("the loss is not finite at step 2") == 2
+    batches = [torch.load(tmp_path / "run" / f"nonfinite-step2-rank{rank}.pt")["batch"] for rank in range(2)]
+    assert not torch.equal(batches[0]["pixels"], batches[1]["pixels"])
+
+
+@pytest.mark.slow
+def test_the_launcher_of_accelerate_starts_two_processes(models, together, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]
+    command += ["--main_process_port", free_port(), adapt_sd.__file__, *adapt_flags(models, tmp_path / "a", **OPTIONS)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert_same_state(state_of(tmp_path / "a"), state_of(together))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_launcher_that_is_stopped_leaves_a_checkpoint(models, tmp_path, number):
+    output = tmp_path / "a"
+    stages = [{"resolution": 32, "steps": 3000, "learning_rate": 1e-3, "trainable": "all"}]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]
+    command += ["--main_process_port", free_port(), adapt_sd.__file__]
+    command += adapt_flags(models, output, stages=stages, checkpointing_steps=10000)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+    )
+    wait_for(lambda: steps_of(output), _Alive(process))
+    os.killpg(process.pid, number)  # as a terminal does: the launcher hands it on, too
+    text, _ = process.communicate()
+    (saved,) = output.glob("checkpoint-*")
+    assert (saved / "random_states_1.pkl").exists(), text.decode()
+
+
+class _Alive:
+    def __init__(self, process: subprocess.Popen):
+        self.process = process
+
+    def is_alive(self) -> bool:
+        return self.process.poll() is None

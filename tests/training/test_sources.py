@@ -1,0 +1,93 @@
+"""What --dataset may be, and what is said when it does not fit."""
+
+import argparse
+
+import datasets
+import pytest
+
+from pqdiff.training.samples import CachedSamples, PictureSamples
+from pqdiff.training.sources import add_data_arguments, open_pictures, open_samples
+from tests.tiny import SIDE, tiny_autoencoder, tiny_text_encoder
+from training import cache_latents
+
+
+@pytest.fixture(scope="module")
+def pq():
+    return tiny_autoencoder()
+
+
+@pytest.fixture(scope="module")
+def cache(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache") / f"at-{SIDE}"
+    argv = ["--dataset", "scenes", "--num_samples", 4, "--autoencoder", models / "pq", "--output", folder]
+    argv += ["--resolution", SIDE, "--text_encoder", models / "base", "--device", "cpu", "--num_workers", 0]
+    cache_latents.main([*map(str, argv)])
+    return folder
+
+
+def args_for(dataset, *flags):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0)
+    add_data_arguments(parser)
+    return parser.parse_args(["--dataset", str(dataset), *flags])
+
+
+def test_scenes_are_drawn_at_the_resolution_of_the_stage(pq):
+    samples = open_samples(args_for("scenes", "--num_scenes", "7"), SIDE, pq)
+    assert isinstance(samples, PictureSamples)
+    assert len(samples) == 7
+    assert samples.pictures[0]["image"].size == (SIDE, SIDE)
+
+
+def test_a_folder_with_an_index_is_a_cache_and_its_name_may_hold_the_resolution(pq, cache):
+    for name in (cache, cache.with_name("at-{resolution}")):
+        samples = open_samples(args_for(name), SIDE, pq, tiny_text_encoder())
+        assert isinstance(samples, CachedSamples)
+        assert (len(samples), samples.use_text) == (4, True)
+
+
+def test_a_cache_of_other_models_or_another_resolution_is_refused(pq, cache):
+    with pytest.raises(ValueError, match="not of the autoencoder of this run"):
+        open_samples(args_for(cache), SIDE, tiny_autoencoder(linear=True))
+    with pytest.raises(ValueError, match="was made at 32 px, but this stage is at 64 px"):
+        open_samples(args_for(cache), 64, pq)
+    with pytest.raises(ValueError, match="text embeddings of another text encoder"):
+        open_samples(args_for(cache), SIDE, pq, tiny_text_encoder(hidden_size=8, intermediate_size=8))
+
+
+@pytest.mark.parametrize("flag", ["--random_crop", "--random_flip", "--buckets"])
+def test_flags_that_a_cache_cannot_obey_are_refused(pq, cache, flag):
+    with pytest.raises(ValueError, match=f"{flag}: .* is a latent cache"):
+        open_samples(args_for(cache, flag), SIDE, pq)
+
+
+def test_scenes_are_not_mirrored_because_their_captions_say_left_and_right(pq):
+    with pytest.raises(ValueError, match="--random_flip: the captions of scenes speak of left and right"):
+        open_samples(args_for("scenes", "--random_flip"), SIDE, pq)
+
+
+def test_a_cache_holds_no_pictures_to_solve_from(cache):
+    args = args_for(cache)
+    with pytest.raises(ValueError, match="pictures are needed: give --solve_dataset"):
+        open_pictures(args, SIDE, args.dataset)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ([], "--dataset is missing"),
+        (["--dataset", "nowhere"], "nowhere: neither a folder"),
+        (["--dataset", "scenes", "--caption_dropout", "1.5"], r"--caption_dropout \(1.5\) must be between 0 and 1"),
+        (["--dataset", "scenes", "--num_scenes", "0"], "must be at least 1"),
+    ],
+)
+def test_mistakes_are_named(pq, monkeypatch, flags, named):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    args = args_for("", *flags)
+    with pytest.raises(ValueError, match=named):
+        open_samples(args, SIDE, pq)
+
+
+def test_a_resolution_that_the_autoencoder_cannot_divide_is_named(pq):
+    with pytest.raises(ValueError, match=r"resolution \(33\) must be divisible by 2"):
+        open_samples(args_for("scenes"), 33, pq)

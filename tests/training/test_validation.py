@@ -1,0 +1,63 @@
+"""Validation pictures come from fixed noise and the averaged weights, and training does not notice them."""
+
+import pytest
+import torch
+from PIL import Image
+
+from pqdiff import PQStableDiffusionPipeline
+from pqdiff.training.validation import paint
+from tests.training.support import REFERENCE, adapt, assert_same_state, losses, state_of
+
+PROMPTS = ("a small red circle", "two large blue squares")
+VALIDATION = {"validation_prompts": PROMPTS, "validation_steps": 4, "inference_steps": 2, "guidance_scale": 2}
+
+
+@pytest.fixture(scope="module")
+def painted(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("painted")
+    adapt(models, folder, **REFERENCE, **VALIDATION)
+    return folder
+
+
+def test_a_grid_is_painted_at_every_validation_step(painted):
+    names = [path.name for path in sorted((painted / "validation").iterdir())]
+    assert names == ["step-00000004.png", "step-00000008.png"]
+    first, last = (Image.open(painted / "validation" / name) for name in names)
+    assert first.size == last.size
+    assert first.tobytes() != last.tobytes()
+
+
+def test_training_does_not_notice(painted, reference):
+    assert_same_state(state_of(painted), state_of(reference))
+    assert losses(painted) == losses(reference)
+
+
+def test_the_last_grid_shows_what_the_saved_pipeline_paints(painted):
+    sample = Image.open(painted / "pipeline" / "samples" / "validation.png")
+    assert sample.tobytes() == Image.open(painted / "validation" / "step-00000008.png").tobytes()
+    pipe = PQStableDiffusionPipeline.from_pretrained(painted / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    for number, prompt in enumerate(PROMPTS):
+        generator = torch.Generator().manual_seed(number)
+        (picture,) = pipe(prompt, num_inference_steps=2, guidance_scale=2, generator=generator).images
+        side = 192
+        top = sample.height // 2 * number
+        part = sample.crop((0, top, sample.width, top + sample.height // 2))
+        enlarged = picture.resize((side, side), Image.Resampling.NEAREST)
+        assert enlarged.tobytes() in [
+            part.crop((x, y, x + side, y + side)).tobytes() for x in range(8) for y in range(part.height - side + 1)
+        ]
+
+
+def test_painting_leaves_models_and_their_modes_in_place(models, tmp_path):
+    from types import SimpleNamespace
+
+    pipe = PQStableDiffusionPipeline.from_stable_diffusion(str(models / "base"), str(models / "linear"))
+    pipe.unet.train()
+    unet, state = pipe.unet, torch.get_rng_state()
+    args = SimpleNamespace(inference_steps=1, guidance_scale=1.0)
+    session = SimpleNamespace(args=args, averages={}, accelerator=SimpleNamespace(device=torch.device("cpu")))
+    assert len(paint(session, pipe, list(PROMPTS))) == 2
+    assert pipe.unet is unet
+    assert (pipe.unet.training, pipe.vae.training) == (True, False)
+    assert torch.equal(torch.get_rng_state(), state)
