@@ -121,7 +121,7 @@ class Experiment:
 
     def prompts_right(self, pipeline) -> float:
         """Fraction of prompts that are fully right."""
-        pictures = paint(pipeline, self.prompts, self.args.inference_steps, 4.0, 50)
+        pictures = paint(pipeline, self.prompts, self.args.inference_steps, 2.0, 50)
         return count_right(read_scenes(pictures), self.prompts)["all"]
 
     def run(self, init: str, gamma: float, seed: int) -> dict:

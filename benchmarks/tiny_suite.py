@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--pipelines", nargs="+", default=PIPELINES, help="shipped names or folders")
     parser.add_argument("--num_prompts", type=int, default=500, help="default: 500")
     parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: 25)")
-    parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale (default: 4)")
+    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale (default: 2)")
     parser.add_argument("--batch_size", type=int, default=100, help="default: 100")
     parser.add_argument("--output", type=Path, help="file for the results as JSON")
     parser.add_argument("--grid", type=Path, help="picture of the first prompts")
@@ -99,6 +99,10 @@ def main() -> None:
         print(f"{name:16}", *(f"{key} {right[key]:.3f}" for key in (*ATTRIBUTES, "all")), flush=True)
     if args.output:
         protocol = {key: getattr(args, key) for key in ("num_prompts", "steps", "guidance")}
+        earlier = json.loads(args.output.read_text()) if args.output.exists() else {}
+        if earlier.get("protocol") == protocol:  # measured in parts
+            results = {**earlier["pipelines"], **results}
+        results = {name: results[name] for name in sorted(results, key=lambda n: (*PIPELINES, n).index(n))}
         document = {"machine": describe_machine(), "protocol": protocol, "pipelines": results}
         args.output.write_text(json.dumps(document, indent=2) + "\n")
     if args.grid:

@@ -36,7 +36,7 @@ def paint(pipe, prompts, **call):
     images = pipe(
         prompts,
         num_inference_steps=25,
-        guidance_scale=4.0,
+        guidance_scale=2.0,
         generator=[torch.Generator().manual_seed(i) for i in range(len(prompts))],
         output_type="pt",
         **call,

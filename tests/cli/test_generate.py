@@ -66,7 +66,7 @@ def loaded(letters):
 
 def painted(pipe, prompt, seed, **options):
     """Pixels (H, W, 3) of what a pipeline paints when it is called directly."""
-    call = {"num_inference_steps": 2, "guidance_scale": 4.0, **options}
+    call = {"num_inference_steps": 2, "guidance_scale": 7.5, **options}
     image = pipe(prompt, generator=torch.Generator().manual_seed(seed), output_type="np", **call).images[0]
     return np.rint(image * 255).astype(int)
 

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from pqdiff import PRESETS, AutoencoderPQ
+from pqdiff.models.presets import closed_form_config
 
 from .conftest import TINY, build
 
@@ -286,7 +287,27 @@ def test_bad_configurations_are_named_at_construction(arguments, message):
 
 def test_unknown_presets_get_a_suggestion():
     with pytest.raises(ValueError, match="did you mean 'f8-d128-s64-k512'"):
-        AutoencoderPQ.from_preset("f8-d128-s64-k51")
+        AutoencoderPQ.from_preset("f8-d128-s64-k-512")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("f6-d8-s4-k16", "F must be one of 4, 8, 16, 32"),
+        ("f8-d32-s3-k16", "divisible by S = 3"),
+        ("f4-d64-s4-k16", r"from 1 to 3 F\^2 = 48"),
+    ],
+)
+def test_presets_that_cannot_be_say_why(name, message):
+    with pytest.raises(ValueError, match=message):
+        AutoencoderPQ.from_preset(name)
+
+
+def test_any_configuration_can_be_written_as_a_preset():
+    config = closed_form_config("f8-d32-s16-k256")
+    assert config["latent_channels"] == 32
+    assert config["quantizer_config"] == {"num_subspaces": 16, "codebook_size": 256}
+    assert len(config["block_out_channels"]) == 4
 
 
 def test_sizes_that_do_not_divide_are_answered_with_sizes_that_work(autoencoder):

@@ -181,4 +181,4 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"hidden_channels \(7\)"):
         fit_closed_form(smooth_images(1), "f8-d128-s64-k512", hidden_channels=7)
     with pytest.raises(ValueError, match="did you mean"):
-        fit_closed_form(smooth_images(1), "f8-d128-s64-k51")
+        fit_closed_form(smooth_images(1), "f8-d128-s64-k-512")

@@ -29,6 +29,7 @@ from .picture_report import TITLES, ModelPictures, Picture, facts_of, grid, prin
 from .scene_verdicts import knows_scenes_only, scene_notes, wrong_attributes
 
 _DEFAULT_MODEL = "tiny-precise"
+_TINY_GUIDANCE = 2.0  # more makes them leave out objects (benchmarks/tiny_suite.py)
 # Those that ship, in the order of the columns.
 _ALL = [name for name in TITLES if name in BUNDLED_PIPELINES]
 
@@ -57,7 +58,10 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the first picture of each prompt; the next has the next.")] = 0,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
-    guidance: Annotated[float, typer.Option(help="How much the prompt weighs; up to 1: no guidance.")] = 4.0,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="How much the prompt weighs; up to 1: no guidance. Default: 7.5; 2 for the tiny models."),
+    ] = None,
     output: Output = Path("out.png"),
     height: Annotated[int | None, typer.Option(help="In pixels; default: the model's.")] = None,
     width: Annotated[int | None, typer.Option(help="In pixels; default: the model's.")] = None,
@@ -77,7 +81,7 @@ def generate(
     _check_request(prompts, names, number, seed)
     as_folder = _check_output(output)
     device = choose_device(device)
-    settings = Settings(steps, guidance, negative, height, width, quantize, scheduler)
+    settings = Settings(steps, 7.5 if guidance is None else guidance, negative, height, width, quantize, scheduler)
     dtype = choose_dtype(dtype, device)
     titles, notes, done, models = titles_of(names), [], 0, []
     silence_libraries(quiet=json)
@@ -90,6 +94,8 @@ def generate(
             pipeline, size = loaded.pop(name)  # which frees its memory after its turn
             notes += _notes_on_length(titles[name], pipeline.tokenizer, prompts)
             checkable = knows_scenes_only(pipeline.tokenizer)
+            if guidance is None:
+                settings = dataclasses.replace(settings, guidance=_TINY_GUIDANCE if checkable else 7.5)
             pictures = []
             with memory_errors(name, size, device):
                 pipeline.to(device)
@@ -109,7 +115,12 @@ def generate(
 
     files = write_pictures(output, as_folder, grid(prompts, models, compare), prompts, models)
     if json:
-        how = {"steps": steps, "guidance": guidance, "device": device, "dtype": str(dtype).removeprefix("torch.")}
+        how = {
+            "steps": steps,
+            "guidance": settings.guidance,
+            "device": device,
+            "dtype": str(dtype).removeprefix("torch."),
+        }
         print_json({**how, **facts_of(models), "notes": notes, "files": files})
         return
     print_report(prompts, models, f"{steps} step{'s' * (steps > 1)} on {device}")

@@ -101,32 +101,33 @@ def _read(pixels: torch.Tensor) -> list[SceneReading]:
     # Blend weight of every color in every pixel, and how badly that blend explains it.
     palette = torch.tensor(list(COLORS.values()), dtype=torch.float)  # (C, 3)
     direction = palette[None] - backdrop[:, None]  # (B, C, 3)
+    lengths = direction.square().sum(dim=2, keepdim=True)  # (B, C, 1)
     offset = (pixels - backdrop[:, :, None, None]).flatten(2)  # (B, 3, HW)
-    weight = direction @ offset / direction.square().sum(dim=2, keepdim=True)  # (B, C, HW)
-    blend = weight.clamp(0, 1)[:, :, None] * direction[..., None]  # (B, C, 3, HW)
-    misfit = (offset[:, None] - blend).square().sum(dim=2)  # (B, C, HW)
+    weight = direction @ offset / lengths  # (B, C, HW)
+    blend = weight.clamp(0, 1)
+    misfit = blend * (blend - 2 * weight) * lengths  # |offset - blend x direction|^2, without |offset|^2
     best = misfit.argmin(dim=1, keepdim=True)
     is_best = torch.zeros_like(misfit, dtype=torch.bool).scatter_(1, best, True)
     mask = ((weight > 0.5) & is_best).view(batch, len(palette), height, width)
-    labels = _connected(mask)
-    weight = weight.view_as(labels)
-    readings = []
-    for b in range(batch):
-        objects = []
-        for c, color in enumerate(COLORS):
-            for label in labels[b, c].unique().tolist():
-                region = labels[b, c] == label
-                if label and region.sum() >= _SMALLEST * height * width:
-                    objects.append(_describe(region, weight[b, c], color))
-        objects.sort(key=lambda item: item.center)
-        readings.append(SceneReading(names[b], tuple(objects)))
-    return readings
+    weight = weight.view_as(mask)
+
+    smallest = _SMALLEST * height * width
+    objects: list[list[FoundObject]] = [[] for _ in range(batch)]
+    present = (mask.sum(dim=(2, 3)) >= smallest).nonzero()  # few colors of few pictures
+    labels = _connected(mask[present[:, 0], present[:, 1]])
+    for (b, c), regions in zip(present.tolist(), labels, strict=True):
+        found, areas = regions.unique(return_counts=True)
+        for label in found[(areas >= smallest) & (found > 0)]:
+            objects[b].append(_describe(regions == label, weight[b, c], list(COLORS)[c]))
+    return [
+        SceneReading(name, tuple(sorted(items, key=lambda item: item.center)))
+        for name, items in zip(names, objects, strict=True)
+    ]
 
 
 def _connected(mask: torch.Tensor) -> torch.Tensor:
-    """Label of the 8-connected region that each pixel of (B, C, H, W) belongs to; 0 outside the mask."""
-    start = torch.arange(1, mask.shape[2] * mask.shape[3] + 1, dtype=torch.float).view(mask.shape[2:])
-    labels = start * mask
+    """Label of the 8-connected region that each pixel of (N, H, W) belongs to; 0 outside the mask."""
+    labels = torch.arange(1, mask[0].numel() + 1, dtype=torch.float).view(mask.shape[1:]) * mask
     while True:
         spread = F.max_pool2d(labels, 3, stride=1, padding=1) * mask
         if torch.equal(spread, labels):
