@@ -11,7 +11,7 @@ DEMO_PROMPTS = "a small red circle above a large blue square" \
 	"three small purple squares on a white background" \
 	"a large yellow circle in the top right on a black background"
 
-.PHONY: demo test test-slow lint format bench checkpoints clean
+.PHONY: demo test test-slow lint format bench checkpoints tiny-suite clean
 
 $(VENV)/.ready: setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,9 @@ bench: $(VENV)/.ready
 
 checkpoints: $(VENV)/.ready  ## refit the shipped tokenizers: make checkpoints PHOTOS=folder ALSO=folder
 	$(BIN)/python training/fit_tokenizers.py --photos "$(PHOTOS)" $(if $(ALSO),--also "$(ALSO)")
+
+tiny-suite: $(VENV)/.ready  ## train the tiny pipelines again, from nothing: about two hours; run again to go on
+	$(BIN)/python training/tiny_suite.py
 
 clean:
 	rm -rf $(VENV) demo build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

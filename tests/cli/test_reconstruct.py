@@ -42,7 +42,7 @@ def test_wrong_usage_exits_with_2(pqdiff, arguments):
 def test_help_names_every_command(pqdiff):
     result = pqdiff("--help")
     assert_done(result)
-    for command in ("reconstruct", "encode", "decode", "info", "evaluate", "fit"):
+    for command in ("reconstruct", "encode", "decode", "info", "evaluate", "fit", "generate", "push"):
         assert command in result.out
 
 
