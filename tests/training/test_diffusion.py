@@ -98,8 +98,20 @@ def test_prediction_type_and_noise_come_from_any_scheduler(latents, noise, kind)
 
 
 def test_unknown_prediction_types_are_refused():
-    with pytest.raises(ValueError, match=r"prediction_type \('sample'\) must be epsilon or v_prediction"):
-        DiffusionObjective(tiny_scheduler("sample"))
+    with pytest.raises(ValueError, match=r"prediction_type \('mood'\) must be one of epsilon, v_prediction, sample"):
+        DiffusionObjective(tiny_scheduler("mood"))
+
+
+def test_clean_latents_can_be_the_target_and_min_snr_weighs_their_error_alike_whatever_is_predicted(latents, noise):
+    """The error of clean latents is that of the velocity times sigma: equal errors must weigh the same."""
+    sample, velocity = (
+        DiffusionObjective(tiny_scheduler(kind), min_snr_gamma=5.0).noisy_at(latents, TIMESTEPS, noise)
+        for kind in ("sample", "v_prediction")
+    )
+    assert torch.equal(sample.target, latents)
+    signal = DDPMScheduler.from_config(tiny_scheduler().config).alphas_cumprod[TIMESTEPS]
+    torch.testing.assert_close(sample.weights, (signal / (1 - signal)).clamp(max=5.0))
+    torch.testing.assert_close(velocity.weights, sample.weights * (1 - signal))
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0])

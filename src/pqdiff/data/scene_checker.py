@@ -127,9 +127,10 @@ def _read(pixels: torch.Tensor) -> list[SceneReading]:
 
 def _connected(mask: torch.Tensor) -> torch.Tensor:
     """Label of the 8-connected region that each pixel of (N, H, W) belongs to; 0 outside the mask."""
-    labels = torch.arange(1, mask[0].numel() + 1, dtype=torch.float).view(mask.shape[1:]) * mask
+    _, height, width = mask.shape
+    labels = torch.arange(1, height * width + 1, dtype=torch.float).view(height, width) * mask
     while True:
-        spread = F.max_pool2d(labels, 3, stride=1, padding=1) * mask
+        spread = F.max_pool2d(labels[:, None], 3, stride=1, padding=1)[:, 0] * mask
         if torch.equal(spread, labels):
             return labels
         labels = spread

@@ -117,7 +117,7 @@ def check_keys(flag: str, given: Any, known: list[str]) -> None:
         raise ValueError(f"{flag} must be a mapping with keys out of {', '.join(known)}, got {given!r}")
     for key in given:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
+            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f": did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
             raise ValueError(f"{flag}: unknown key {key}{hint}")
 
