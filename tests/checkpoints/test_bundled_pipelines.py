@@ -99,6 +99,8 @@ def test_pictures_show_what_common_prompts_say(shipped):
     pictures = paint(pipe, [scene.caption for scene in scenes])
     side = SIDES.get(name, 64)
     assert pictures.shape == (len(scenes), 3, side, side)
-    assert count_right(read_scenes(pictures), scenes)["all"] >= 0.6  # 500 others are counted in benchmarks/results
+    right = count_right(read_scenes(pictures), scenes)  # 500 others are counted in benchmarks/results
+    assert right["background"] >= 0.75
+    assert right["color"] >= 0.5  # one in six by chance, and less where two objects must be right
     alone = paint(pipe, [scenes[0].caption])  # the same but for rounding
     assert (alone[0].int() - pictures[0].int()).abs().float().mean() < 1

@@ -133,7 +133,7 @@ def test_validation_pictures_are_painted(models, tmp_path):
         ({"autoencoder": "nowhere"}, "nowhere"),
         ({"dataset": None}, "--dataset is missing"),
         ({"model": {"unett": {}}}, "--model: unknown key unett: did you mean unet?"),
-        ({"model": {"unet": {"layers_per_blok": 1}}}, "--model unet: unknown key layers_per_blok: did you mean layers_per_block?"),
+        ({"model": {"unet": {"layers_per_blok": 1}}}, "layers_per_blok: did you mean layers_per_block?"),
         ({"model": {**MODEL, "text_encoder": {"hiden_size": 8}}}, "did you mean hidden_size?"),
         ({"model": {**MODEL, "scheduler": {"prediction": 8}}}, "did you mean prediction_type?"),
         ({"model": 3}, "--model must be a mapping"),
