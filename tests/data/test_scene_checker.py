@@ -21,7 +21,7 @@ from pqdiff.data.scenes import (
     SceneObject,
     random_scene,
     scene_prompts,
-)  # fmt: skip
+)
 
 
 def draw(*scenes, side=64):

@@ -25,7 +25,7 @@ from pqdiff.data.scenes import (
     draw_shape,
     random_scene,
     scene_prompts,
-)  # fmt: skip
+)
 
 SEEDS = st.integers(0, 10**6)
 

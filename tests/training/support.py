@@ -103,6 +103,7 @@ def start(trainer: str, argv: list[str], log: Path, *, rank=0, processes=1, port
     process = context.Process(
         target=_in_child, args=(trainer, argv, log, environment if processes > 1 else {}, moment)
     )
+    log.touch()
     process.start()
     return process
 
@@ -121,6 +122,7 @@ def _in_child(trainer: str, argv: list[str], log: Path, environment: dict[str, s
     with log.open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
+    sys.stdout.reconfigure(line_buffering=True)
     os.environ.update(environment)
     torch.set_num_threads(1)
     main = importlib.import_module(f"training.{trainer}").main
@@ -129,8 +131,8 @@ def _in_child(trainer: str, argv: list[str], log: Path, environment: dict[str, s
     run(lambda: main(argv))
 
 
-def kill_at(event: str, text: str, count: int = 1) -> None:
-    """kill -9 for this process when it is about to do something to a file for the `count`-th time.
+def kill_at(event: str, text: str, count: int = 1, number: int = signal.SIGKILL) -> None:
+    """A signal, kill -9 by default, to this process when it is about to do something to a file for the `count`-th time.
 
     `event` is one of Python's audit events, such as open or os.rename; `text` is in the file's path.
     """
@@ -141,7 +143,7 @@ def kill_at(event: str, text: str, count: int = 1) -> None:
         if name == event and any(text in str(argument) for argument in arguments):
             left -= 1
             if not left:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
     sys.addaudithook(hook)
 

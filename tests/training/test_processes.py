@@ -22,7 +22,7 @@ from tests.training.support import (
     state_of,
     steps_of,
     wait_for,
-)  # fmt: skip
+)
 from training import adapt_sd
 
 OPTIONS = {"ema_decay": 0.5, "checkpoints_total_limit": 9, "caption_dropout": 0.3}
@@ -70,7 +70,7 @@ def test_stopped_and_killed_pairs_end_in_the_same_state(models, together, tmp_pa
     output, log = tmp_path / "run", tmp_path / "log"
     options = {**OPTIONS, "checkpointing_steps": 100}
     ranks = start_ranks("adapt_sd", adapt_flags(models, output, **options), log)
-    wait_for(lambda: steps_of(output), ranks[1])
+    wait_for(lambda: "stage 2" in log.with_suffix(".0").read_text(), ranks[1])  # before the first step
     os.kill(ranks[1].pid, signal.SIGTERM)
     assert finish(ranks, log) == [1, 1], messages(log)
     assert messages(log).count("the same command with --resume goes on") == 2

@@ -24,7 +24,7 @@ from tests.training.support import (
     state_of,
     steps_of,
     weights_of,
-)  # fmt: skip
+)
 from training import adapt_sd
 
 OPTIONS = {**REFERENCE, "checkpoints_total_limit": 2}

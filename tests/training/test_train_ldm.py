@@ -19,7 +19,7 @@ from tests.training.support import (
     state_of,
     steps_of,
     weights_of,
-)  # fmt: skip
+)
 from training import train_ldm
 
 MODEL = {

@@ -148,12 +148,14 @@ def scene_prompts(count: int, seed: int = 0) -> list[Scene]:
     """
     rng = random.Random(f"prompts {seed}")
     found: dict[str, Scene] = {}
-    for _ in range(100 * count):
+    repeats = 0
+    while len(found) < count:
         scene = random_scene(rng, held_out=True)
+        repeats = repeats + 1 if scene.caption in found else 0
+        if repeats > 10_000:
+            raise ValueError(f"count ({count}) is more than the {len(found)} captions found: ask for fewer")
         found.setdefault(scene.caption, scene)
-        if len(found) == count:
-            return list(found.values())
-    raise ValueError(f"count ({count}) is more than the {len(found)} captions found: ask for fewer")
+    return list(found.values())
 
 
 class SceneDataset(Dataset):

@@ -72,7 +72,10 @@ class Variant:
         for key in ("name", "base"):
             if not isinstance(getattr(self, key), str) or not getattr(self, key):
                 raise ValueError(f"{key} ({getattr(self, key)!r}) must be a text")
-        preset_config(self.autoencoder)  # ValueError if there is none
+        try:
+            preset_config(self.autoencoder)
+        except ValueError as error:
+            raise ValueError(f"autoencoder: {error}") from None
         _check_integers(self, "sample_size", "resolution", "batch_size")
         factor = self.downsample_factor
         if self.sample_size * factor != self.resolution:
