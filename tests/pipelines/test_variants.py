@@ -129,7 +129,10 @@ def test_a_learning_rate_without_a_point_is_a_number_too(load, tmp_path):
         ({"base": 3}, r"base \(3\) must be a text"),
         ({"sample_size": True}, r"sample_size \(True\) must be a positive integer"),
         ({"sample_size": 33}, r"resolution \(256\) must be sample_size \(33\) times F = 8 of .*: 264"),
-        ({"autoencoder": "f8-d128"}, r"autoencoder: preset \('f8-d128'\) is unknown: did you mean 'f8-d128-s64-k512'\?"),
+        (
+            {"autoencoder": "f8-d128"},
+            r"autoencoder: preset \('f8-d128'\) is unknown: did you mean 'f8-d128-s64-k512'\?",
+        ),
     ],
 )
 def test_mistakes_are_named(load, changes, message):

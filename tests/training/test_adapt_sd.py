@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from pqdiff import PQStableDiffusionPipeline
 from pqdiff.training.session import run
-from tests.tiny import BASE_CHANNELS, SIDE, tiny_kl_autoencoder
+from tests.tiny import SIDE, tiny_kl_autoencoder
 from tests.training.support import (
     REFERENCE,
     STAGES,
@@ -70,7 +70,7 @@ def test_projections_train_before_the_switch_and_everything_after_it(reference, 
         assert not torch.equal(middle[name], end[name])
 
 
-def test_the_result_is_the_averaged_model_in_a_pipeline_of_stock_components(reference, models):
+def test_the_result_is_the_averaged_model_in_a_pipeline_of_stock_components(reference):
     state, result = state_of(reference), unet_of(reference)
     assert all(torch.equal(result[name], state[f"ema_unet.safetensors {name}"]) for name in result)
     assert not all(torch.equal(result[name], state[f"model.safetensors {name}"]) for name in result)
@@ -79,7 +79,6 @@ def test_the_result_is_the_averaged_model_in_a_pipeline_of_stock_components(refe
     assert all(torch.equal(stock[name], tensor) for name, tensor in pipe.unet.state_dict().items())
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a red circle", **PAINT, generator=torch.manual_seed(0)).images.isfinite().all()
-    assert StableDiffusionPipeline.from_pretrained(models / "base").unet.config.in_channels == BASE_CHANNELS
 
 
 def test_without_averages_the_result_is_the_trained_model(models, tmp_path):
