@@ -108,6 +108,15 @@ def ship(work: Path) -> None:
         pipeline.to(dtype=torch.float16).save_pretrained(folder)
         if name != "base":
             shutil.copy(work / name / "pipeline" / "variant.yaml", folder)
+        forget_paths(folder)
+
+
+def forget_paths(folder: Path) -> None:
+    """Remove from the configs where on this machine the models were."""
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text())
+        if content.pop("_name_or_path", None):
+            path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def write_cards(work: Path) -> None:
