@@ -29,7 +29,7 @@ from .picture_report import TITLES, ModelPictures, Picture, facts_of, grid, prin
 from .scene_verdicts import knows_scenes_only, scene_notes, wrong_attributes
 
 _DEFAULT_MODEL = "tiny-precise"
-_TINY_GUIDANCE = 2.0  # more makes them leave out objects (benchmarks/tiny_suite.py)
+_TINY_GUIDANCE = 2.0  # as benchmarks/tiny_suite.py measures them
 # Those that ship, in the order of the columns.
 _ALL = [name for name in TITLES if name in BUNDLED_PIPELINES]
 
