@@ -2,7 +2,8 @@
 
     python training/tiny_suite.py
 
-Two cores should need about two hours, by the times of the single steps. What is finished is not done again, and a trainer that was killed goes on: run the same
+Two cores should need about two hours, by the times of the single steps.
+What is finished is not done again, and a trainer that was killed goes on: run the same
 command. Work lies in runs/tiny_suite; the last step replaces src/pqdiff/checkpoints/tiny-*, model_cards/tiny-*.md and
 benchmarks/results/tiny_suite.json.
 """
