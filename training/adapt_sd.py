@@ -50,6 +50,9 @@ def parse(argv=None):
     model.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
     parser.add_argument("--stages", type=structured, help="YAML list of {resolution, steps, learning_rate, trainable}")
     parser.add_argument("--min_snr_gamma", type=float, default=None, help="weigh timesteps by min(SNR, gamma)")
+    parser.add_argument(
+        "--noise_density", type=float, nargs=2, default=None, help="mean and deviation of ln(noise / signal) to draw"
+    )
     add_data_arguments(parser)
     add_validation_arguments(parser)
     add_publish_arguments(parser)
@@ -71,7 +74,7 @@ def main(argv=None) -> PQStableDiffusionPipeline:
 
     pipeline = build_pipeline(args, variant, stages, device, solve=checkpoint is None)
     unet = pipeline.unet
-    objective = DiffusionObjective(pipeline.scheduler, args.min_snr_gamma)
+    objective = DiffusionObjective(pipeline.scheduler, args.min_snr_gamma, args.noise_density)
     # All before the first step: what is wrong with a later stage shows now.
     samples = {
         resolution: open_samples(args, resolution, pipeline.vae, pipeline.text_encoder)

@@ -19,6 +19,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from pqdiff import PQStableDiffusionPipeline
+from pqdiff.hub.local_paths import forget_local_paths
 from pqdiff.hub.pipeline_cards import write_pipeline_card
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,24 +45,30 @@ def steps(work: Path, num_scenes: int) -> list[tuple[str, Path, list[str]]]:
     plan = [
         ("autoencoder of the base", work / "kl/vae", trainer("train_kl", "kl", work / "kl")),
         (
+            "the same on more colors",
+            work / "kl_colors/vae",
+            trainer("train_kl", "kl_colors", work / "kl_colors", "--init", work / "kl/vae"),
+        ),
+        (
             "its latents",
             work / "cache-kl-64",
             script(
-                "cache_latents", *cache, "--resolution", 64, "--autoencoder", work / "kl/vae", "--mixed_precision", "bf16",
-                "--output", work / "cache-kl-64",
+                "cache_latents", *cache, "--resolution", 64, "--autoencoder", work / "kl_colors/vae",
+                "--mixed_precision", "bf16", "--output", work / "cache-kl-64",
             ),
         ),
         (
             "base",
             work / "base/pipeline",
             trainer(
-                "train_ldm", "ldm", work / "base", "--dataset", work / "cache-kl-64", "--autoencoder", work / "kl/vae"
+                "train_ldm", "ldm", work / "base",
+                "--dataset", work / "cache-kl-64", "--autoencoder", work / "kl_colors/vae",
             ),
         ),
         (
             "decoder of the base",
             work / "kl_decoder/vae",
-            trainer("train_kl", "kl_decoder", work / "kl_decoder", "--init", work / "kl/vae"),
+            trainer("train_kl", "kl_decoder", work / "kl_decoder", "--init", work / "kl_colors/vae"),
         ),
         ("tokenizers", work / "tokenizers/hr", script("fit_scene_tokenizers", "--output", work / "tokenizers")),
     ]  # fmt: skip
@@ -109,15 +116,7 @@ def ship(work: Path) -> None:
         pipeline.to(dtype=torch.float16).save_pretrained(folder)
         if name != "base":
             shutil.copy(work / name / "pipeline" / "variant.yaml", folder)
-        forget_paths(folder)
-
-
-def forget_paths(folder: Path) -> None:
-    """Remove from the configs where on this machine the models were."""
-    for path in folder.rglob("*.json"):
-        content = json.loads(path.read_text())
-        if content.pop("_name_or_path", None):
-            path.write_text(json.dumps(content, indent=2) + "\n")
+        forget_local_paths(folder)
 
 
 def write_cards(work: Path) -> None:

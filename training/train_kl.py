@@ -29,7 +29,7 @@ def parse(argv=None):
     parser.add_argument("--init", help="folder of an autoencoder to go on from, in place of --model")
     parser.add_argument("--freeze_encoder", action="store_true", help="train the decoder alone: the latents stay")
     parser.add_argument(
-        "--permute_colors", action="store_true", help="swap red, green and blue in half of the pictures"
+        "--recolor", action="store_true", help="change the colors of half of the pictures at random"
     )
     parser.add_argument("--model", type=structured, default={}, help="constructor arguments of AutoencoderKL")
     return parser.parse(argv)
@@ -58,8 +58,8 @@ def main(argv=None) -> None:
 
     def load(samples, generators):
         pictures = [to_tensor(scenes[i]["image"]) for i in samples]
-        if args.permute_colors:
-            pictures = [permuted(picture, g) for picture, g in zip(pictures, generators, strict=True)]
+        if args.recolor:
+            pictures = [recolored(picture, g) for picture, g in zip(pictures, generators, strict=True)]
         return {"images": torch.stack(pictures)}
 
     batches = iterate_batches(plan, session.layout, load, args.seed, session.step, args.steps, args.dataloader_workers)
@@ -120,10 +120,14 @@ def build(args) -> AutoencoderKL:
     return model
 
 
-def permuted(picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The picture `(3, H, W)`, or in half of the cases one with its color channels in another order."""
-    swap = torch.rand(1, generator=generator).item() < 0.5
-    return picture[torch.randperm(3, generator=generator)] if swap else picture
+def recolored(picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The picture `(3, H, W)`, uint8, or in half of the cases one with its color channels in another order, each
+    brighter or darker: a color that the scenes never give to a shape is then no surprise."""
+    if torch.rand(1, generator=generator).item() < 0.5:
+        return picture
+    order = torch.randperm(3, generator=generator)
+    gamma = (torch.rand(3, 1, 1, generator=generator) * 1.4 - 0.7).exp()
+    return (picture[order] / 255).pow(gamma).mul(255).round().to(picture.dtype)
 
 
 @torch.no_grad()

@@ -39,6 +39,9 @@ def parse(argv=None):
     parser.add_argument("--steps", type=int, default=6000, help="optimizer steps")
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="peak")
     parser.add_argument("--min_snr_gamma", type=float, default=None, help="weigh timesteps by min(SNR, gamma)")
+    parser.add_argument(
+        "--noise_density", type=float, nargs=2, default=None, help="mean and deviation of ln(noise / signal) to draw"
+    )
     return parser.parse(argv)
 
 
@@ -54,7 +57,7 @@ def main(argv=None) -> None:
         text_encoder.set_attn_implementation("eager")
     pipeline.vae.to(accelerator.device)
     stage = Stage(args.resolution, args.steps, args.learning_rate, "all")
-    objective = DiffusionObjective(pipeline.scheduler, args.min_snr_gamma)
+    objective = DiffusionObjective(pipeline.scheduler, args.min_snr_gamma, args.noise_density)
     parameters = [*unet.parameters(), *text_encoder.parameters()]
     optimizer = torch.optim.AdamW(
         parameters, args.learning_rate, args.adam_betas, weight_decay=args.weight_decay, fused=True

@@ -90,6 +90,26 @@ def test_timesteps_cover_the_schedule():
     assert abs(sample.timesteps.float().mean() - 499.5) < 25
 
 
+def test_timesteps_follow_the_density_of_noise_that_is_asked_for():
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear", prediction_type="v_prediction", rescale_betas_zero_snr=True
+    )
+    objective = DiffusionObjective(scheduler, noise_density=(-0.3, 0.8))
+    generators = [torch.Generator().manual_seed(i) for i in range(4000)]
+    sample = objective.noisy(torch.zeros(4000, 1, 1, 1), generators)
+    alphas = scheduler.alphas_cumprod[sample.timesteps].double()
+    log_noise = (1 / alphas - 1).log() / 2
+    assert log_noise.median().item() == pytest.approx(-0.3, abs=0.06)
+    inner = log_noise[(log_noise > -1.1) & (log_noise < 0.5)]
+    assert len(inner) / 4000 == pytest.approx(0.6827, abs=0.03)  # within one deviation
+    assert 0 <= sample.timesteps.min() and sample.timesteps.max() <= 999
+
+
+def test_a_density_without_width_is_refused():
+    with pytest.raises(ValueError, match=r"noise_density \(0, 0\)"):
+        DiffusionObjective(DDIMScheduler(prediction_type="v_prediction"), noise_density=(0, 0))
+
+
 @pytest.mark.parametrize("kind", SOLVERS)
 def test_prediction_type_and_noise_come_from_any_scheduler(latents, noise, kind):
     scheduler = kind.from_config(tiny_scheduler().config)

@@ -72,7 +72,9 @@ def test_the_card_names_base_steps_and_license_but_no_folder_of_this_machine(pus
     assert "8 steps" in text
     assert str(models) not in text
     assert str(run) not in text
-    assert str(run).encode() not in b"".join(content for name, content in files.items() if name.endswith("json"))
+    configurations = b"".join(content for name, content in files.items() if name.endswith("json"))
+    assert str(run).encode() not in configurations
+    assert str(models).encode() not in configurations
 
 
 def test_without_a_push_the_folder_is_the_same_but_for_halves(reference, pushed):

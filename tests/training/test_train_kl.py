@@ -97,7 +97,7 @@ def test_gradients_accumulate_to_those_of_the_whole_batch(trained, tmp_path):
 
 
 def test_a_frozen_encoder_keeps_the_latents(trained, tmp_path):
-    options = {"init": trained / "vae", "freeze_encoder": True, "ema_decay": 0.0, "steps": 2, "permute_colors": True}
+    options = {"init": trained / "vae", "freeze_encoder": True, "ema_decay": 0.0, "steps": 2, "recolor": True}
     train_kl.main(kl_flags(tmp_path, **options))
     before, after = weights_of(trained / "vae"), weights_of(tmp_path / "vae")
     frozen = [name for name in before if name.startswith(("encoder.", "quant_conv."))]

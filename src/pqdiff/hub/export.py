@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .check import check_folder, read_json
+from .local_paths import forget_local_paths
 
 FP16 = "fp16"
 _SUFFIX = ".safetensors"
@@ -46,6 +47,7 @@ def export_for_hub(pipeline, folder: str | Path, *, max_shard_size: int | str = 
             for name, model in models.items():
                 keep = getattr(model, "_keep_in_fp32_modules", None) or ()
                 write_fp16_weights(aside / name, keep)
+        forget_local_paths(aside)
         check_folder(aside)
         folder.mkdir(exist_ok=True)
         for entry in sorted(aside.iterdir(), key=lambda entry: entry.is_file()):  # model_index.json last

@@ -37,13 +37,17 @@ class DiffusionObjective:
         scheduler: any diffusers scheduler of the pipeline to train; its noise schedule and prediction type count.
         min_snr_gamma: weights min(SNR, gamma) / SNR of Hang et al. 2023 (arXiv 2303.09556), in the form for the
             prediction type; None weighs all timesteps alike.
+        noise_density: mean and standard deviation of ln(noise / signal) over the timesteps drawn, as in Karras et al.
+            2022 (arXiv 2206.00364); None draws all timesteps alike.
 
     Raises:
-        ValueError: for an unknown prediction type, and for `epsilon` with a schedule that ends in pure noise, where it
-            asks nothing of the signal.
+        ValueError: for an unknown prediction type, for `epsilon` with a schedule that ends in pure noise, where it
+            asks nothing of the signal, and for a density without width.
     """
 
-    def __init__(self, scheduler, min_snr_gamma: float | None = None):
+    def __init__(
+        self, scheduler, min_snr_gamma: float | None = None, noise_density: tuple[float, float] | None = None
+    ):
         self.scheduler = DDPMScheduler.from_config(scheduler.config)
         self.prediction_type = scheduler.config.prediction_type
         self.min_snr_gamma = min_snr_gamma
@@ -51,13 +55,13 @@ class DiffusionObjective:
             raise ValueError(
                 f"prediction_type ({self.prediction_type!r}) must be one of {', '.join(PREDICTION_TYPES)}"
             )
+        self._cumulative = None if noise_density is None else self._cumulative_density(*noise_density)
         if self.prediction_type == "epsilon" and self.scheduler.alphas_cumprod[-1] < 1e-6:
             raise ValueError("rescale_betas_zero_snr ends in pure noise and needs prediction_type v_prediction")
 
     def noisy(self, latents: torch.Tensor, generators: list[torch.Generator]) -> NoisySample:
         """Latents `(B, d, h, w)` at timesteps and with noise drawn from each sample's own generator (CPU)."""
-        steps = self.scheduler.config.num_train_timesteps
-        timesteps = torch.cat([torch.randint(steps, (1,), generator=g) for g in generators])
+        timesteps = torch.cat([self._timestep(g) for g in generators])
         noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
         return self.noisy_at(latents, timesteps.to(latents.device), noise.to(latents))
 
@@ -77,6 +81,22 @@ class DiffusionObjective:
             per_error = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
             weights = snr.clamp(max=self.min_snr_gamma) / per_error[self.prediction_type]
         return NoisySample(mixed, timesteps, target, weights)
+
+    def _timestep(self, generator: torch.Generator) -> torch.Tensor:
+        """One timestep, int64 `(1,)`."""
+        if self._cumulative is None:
+            return torch.randint(self.scheduler.config.num_train_timesteps, (1,), generator=generator)
+        return torch.searchsorted(self._cumulative, torch.rand(1, generator=generator, dtype=torch.float64))
+
+    def _cumulative_density(self, mean: float, deviation: float) -> torch.Tensor:
+        """Probability `(T - 1,)`, float64, that a timestep is no later than this one; the last one takes the rest."""
+        if not 0 < deviation < float("inf"):
+            raise ValueError(f"noise_density ({mean}, {deviation}): the standard deviation must be positive")
+        alphas = self.scheduler.alphas_cumprod.double()
+        log_noise = (1 / alphas - 1).log() / 2  # ln(noise / signal) of every timestep, ascending; may end in infinity
+        borders = (log_noise[:-1] + log_noise[1:]) / 2
+        borders = torch.where(borders.isfinite(), borders, log_noise[:-1])
+        return torch.distributions.Normal(mean, deviation).cdf(borders)
 
     @staticmethod
     def loss(prediction: torch.Tensor, sample: NoisySample) -> torch.Tensor:

@@ -26,6 +26,7 @@ def save_result(session: Session, pipeline, stages: list, variant) -> None:
     """
     if not session.accelerator.is_main_process:
         return
+    from ..hub.local_paths import forget_local_paths
     from ..hub.pipeline_cards import known_license, write_pipeline_card
 
     args, folder = session.args, session.output_dir / "pipeline"
@@ -44,6 +45,7 @@ def save_result(session: Session, pipeline, stages: list, variant) -> None:
         pipeline.save_lora_weights(folder, unet_lora_layers=layers)
     else:
         pipeline.save_pretrained(folder)
+    forget_local_paths(folder)
     description = _describe(session, stages, variant, unet)
     (folder / "variant.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
     if pictures:
