@@ -14,12 +14,13 @@ PACKAGE = Path(pqdiff.__file__).parent
 ALLOWED = {
     "quantizers": set(),
     "models": {"quantizers"},
+    "losses": set(),
     "checkpoints": set(),
     "data": set(),
     "metrics": {"models", "data"},
     "pipelines": {"models", "checkpoints"},
     # Training saves its result with a card and pushes it: the one place where it looks up.
-    "training": {"models", "data", "pipelines", "hub"},
+    "training": {"models", "losses", "metrics", "data", "pipelines", "hub"},
     "hub": {"models", "checkpoints", "pipelines"},
     "cli": {"models", "data", "metrics", "hub", "checkpoints", "pipelines"},
     "": {"models", "checkpoints", "pipelines"},

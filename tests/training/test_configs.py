@@ -6,16 +6,21 @@ import pytest
 
 from pqdiff.pipelines.variants import Stage
 from pqdiff.training.schedule import parse_stages
-from training import adapt_sd, train_kl, train_ldm
+from training import adapt_sd, train_kl, train_ldm, train_pqgan
 
 CONFIGS = Path(adapt_sd.__file__).parent / "configs"
-OTHERS = {"tiny_suite/kl.yaml": train_kl, "tiny_suite/kl_decoder.yaml": train_kl, "tiny_suite/ldm.yaml": train_ldm}
+OTHERS = {
+    "tiny_suite/kl.yaml": train_kl,
+    "tiny_suite/kl_colors.yaml": train_kl,
+    "tiny_suite/kl_decoder.yaml": train_kl,
+    "tiny_suite/ldm.yaml": train_ldm,
+}
 FILES = [path.relative_to(CONFIGS).as_posix() for path in sorted(CONFIGS.rglob("*.yaml"))]
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_config_file_fits_its_trainer(name):
-    trainer = OTHERS.get(name, adapt_sd)
+    trainer = train_pqgan if name.startswith("pqgan/") else OTHERS.get(name, adapt_sd)
     models = ["--base", "a", "--autoencoder", "b"] if trainer is adapt_sd else []  # some leave them to the user
     args = trainer.parse(["--config", str(CONFIGS / name), "--output_dir", "run", *models])
     if models:
@@ -25,4 +30,4 @@ def test_a_config_file_fits_its_trainer(name):
 
 
 def test_there_are_config_files():
-    assert {"adapt_sd/smoke.yaml", *OTHERS} <= set(FILES)
+    assert {"adapt_sd/smoke.yaml", "pqgan/smoke.yaml", *OTHERS} <= set(FILES)

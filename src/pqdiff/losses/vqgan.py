@@ -1,0 +1,224 @@
+"""The training loss of VQGAN (Esser et al., arXiv 2012.09841) as PQGAN uses it.
+
+Unlike the reference implementation: the discriminator may start earlier than its influence, nothing of the adversarial
+part is computed before it counts, and the adaptive weight is that of the whole batch over all processes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .adaptive import frozen, gradient_at, last_layer_norms, with_gradient
+from .perceptual import PerceptualLoss
+
+DISCRIMINATOR_LOSSES = ("hinge", "vanilla")
+
+
+class VQGANLoss:
+    """Losses of the autoencoder and of the discriminator, from one forward pass of the autoencoder.
+
+        nll = l1_weight * mean |x - x_hat| + l2_weight * mean (x - x_hat)^2 + perceptual_weight * mean LPIPS(x, x_hat)
+        generator:      nll + disc_weight * w * f * (-mean D(x_hat)) + quantizer_weight * quantizer_loss
+        discriminator:  f_D * (mean max(0, 1 - D(x)) + mean max(0, 1 + D(x_hat))) / 2      ("hinge")
+                        f_D * (mean softplus(-D(x)) + mean softplus(D(x_hat))) / 2         ("vanilla")
+        w = clamp(|d nll / d last_layer| / (|d -mean D / d last_layer| + adaptive_epsilon), 0, adaptive_max)
+        f = disc_factor from step disc_start on, before that 0; f_D is that, disc_pretrain_steps earlier
+
+    Not a module: it owns no weights. The discriminator may be wrapped for this launch or not, and replaced between steps
+    (`loss.network = ...`). It keeps its batch statistics apart for images and reconstructions.
+
+    A step is one batch, in which both optimizers may step. PQGAN's official configurations count both: their 1,200,005
+    steps are 600,000 batches. Their `disc_start` of 1 lets the discriminator begin with the first batch and count from
+    the second: `disc_start=1, disc_pretrain_steps=1`.
+
+    Args:
+        network: discriminator, images `(B, C, H, W)` to logits, several batches to a tuple; None to train without.
+        perceptual: LPIPS, on the images' device; may be None if `perceptual_weight` is 0.
+        l1_weight: of the absolute differences.
+        l2_weight: of the squared differences.
+        perceptual_weight: of LPIPS.
+        quantizer_weight: of the quantizer's own loss, on top of the quantizer's own weights.
+        disc_start: first step in which the discriminator counts for the autoencoder.
+        disc_pretrain_steps: steps before that in which it trains already.
+        disc_weight: of the adversarial loss, on top of the adaptive weight.
+        disc_factor: a further factor, also of the discriminator's own loss; 0 switches both off.
+        disc_loss: "hinge" or "vanilla".
+        adaptive_max: upper limit of the adaptive weight.
+        adaptive_epsilon: keeps it finite.
+
+    Raises:
+        ValueError: if an argument is out of range, or nothing is left to train on.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | None,
+        perceptual: PerceptualLoss | None = None,
+        *,
+        l1_weight: float = 1.0,
+        l2_weight: float = 0.0,
+        perceptual_weight: float = 1.0,
+        quantizer_weight: float = 1.0,
+        disc_start: int = 1,
+        disc_pretrain_steps: int = 0,
+        disc_weight: float = 0.8,
+        disc_factor: float = 1.0,
+        disc_loss: str = "hinge",
+        adaptive_max: float = 1e4,
+        adaptive_epsilon: float = 1e-4,
+    ):
+        numbers = {k: v for k, v in locals().items() if isinstance(v, int | float)}
+        for name, value in numbers.items():
+            if not value >= 0:
+                raise ValueError(f"{name} ({value}) must not be negative")
+        if not l1_weight + l2_weight + perceptual_weight:
+            raise ValueError("l1_weight, l2_weight and perceptual_weight are all 0: set one of them")
+        if perceptual_weight and perceptual is None:
+            raise ValueError(
+                f"perceptual_weight ({perceptual_weight}) needs a PerceptualLoss; give one, or set it to 0"
+            )
+        if disc_loss not in DISCRIMINATOR_LOSSES:
+            raise ValueError(f"disc_loss ({disc_loss}) must be one of {', '.join(DISCRIMINATOR_LOSSES)}")
+        self.network, self.perceptual, self.disc_loss = network, perceptual, disc_loss
+        self.l1_weight, self.l2_weight, self.perceptual_weight = l1_weight, l2_weight, perceptual_weight
+        self.quantizer_weight = quantizer_weight
+        self.disc_start, self.disc_pretrain_steps = disc_start, disc_pretrain_steps
+        self.disc_weight, self.disc_factor = disc_weight, disc_factor
+        self.adaptive_max, self.adaptive_epsilon = adaptive_max, adaptive_epsilon
+
+    def generator_factor(self, step: int) -> float:
+        """f: what the discriminator counts for the autoencoder in this step, but for its weights."""
+        return self.disc_factor if self.network is not None and step >= self.disc_start else 0.0
+
+    def discriminator_factor(self, step: int) -> float:
+        """f_D: where it is 0, a trainer may leave the discriminator's part of the step out."""
+        begin = self.disc_start - self.disc_pretrain_steps
+        return self.disc_factor if self.network is not None and step >= begin else 0.0
+
+    def generator(
+        self,
+        images: torch.Tensor,
+        reconstructions: torch.Tensor,
+        quantizer_loss: torch.Tensor,
+        last_layer: torch.Tensor | None,
+        step: int,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of the autoencoder; its backward pass leaves the discriminator's gradients alone.
+
+        With several processes all must call it alike. Without gradients (validation) the adversarial part has weight 0.
+
+        Args:
+            images: `(B, 3, H, W)` in [-1, 1].
+            reconstructions: what the autoencoder made of them, same shape, with its graph.
+            quantizer_loss: `()`, as the quantizer gives it.
+            last_layer: the decoder's last weight; None for an adaptive weight of 1.
+            step: number of this batch, from 0.
+
+        Returns:
+            The loss `()` in fp32, and what it is made of: detached tensors `()`.
+
+        Raises:
+            ValueError: if shapes differ, `last_layer` does not fit, or the discriminator is in eval mode.
+        """
+        _check_shapes(images, reconstructions)
+        learns = torch.is_grad_enabled() and reconstructions.requires_grad
+        factor = self.generator_factor(step)
+        # A leaf, so that gradients stop at the reconstruction; what lies behind it is reached through with_gradient.
+        output = reconstructions.detach().float().requires_grad_(learns)
+        nll, logs = self._reconstruction_loss(images.float(), output)
+        gradient = gradient_at(nll, output) if learns else None
+
+        zero = nll.new_zeros(())
+        adversarial, weight = zero, zero
+        if factor:
+            self._check_mode(learns)
+            network = _unwrap(self.network)  # no gradients of its own: nothing for a wrapper to exchange
+            with frozen(network):
+                logits = network(output).float()
+            adversarial = -logits.mean()
+            if learns:
+                # Each logit's gradient is of the order of 1: half precision would lose 1 / count.
+                pull = gradient_at(adversarial, output, scale=2.0 ** (logits.numel() - 1).bit_length())
+                weight = self._adaptive_weight(reconstructions, last_layer, gradient, pull)
+                gradient = gradient + weight * factor * pull
+
+        value = (nll + weight * factor * adversarial).detach()
+        loss = with_gradient(value, reconstructions, gradient) if learns else value
+        loss = loss + self.quantizer_weight * quantizer_loss.float()
+        logs |= {
+            "nll": nll,
+            "quantizer_loss": quantizer_loss,
+            "generator_loss": adversarial,
+            "disc_weight": weight,
+            "loss": loss,
+        }
+        return loss, {name: value.detach().float() for name, value in logs.items()}
+
+    def discriminator(
+        self, images: torch.Tensor, reconstructions: torch.Tensor, step: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of the discriminator; nothing goes back into the autoencoder.
+
+        Before its first step the loss is 0 times what it would be: wrappers and optimizers see what they expect.
+
+        Args:
+            images: `(B, 3, H, W)` in [-1, 1].
+            reconstructions: those given to `generator`, same shape.
+            step: number of this batch, from 0.
+
+        Returns:
+            The loss `()` in fp32, and detached tensors `()` for the log.
+
+        Raises:
+            ValueError: if there is no discriminator, it is in eval mode, or shapes differ.
+        """
+        if self.network is None:
+            raise ValueError("network is None: give VQGANLoss a discriminator, or train without this part")
+        _check_shapes(images, reconstructions)
+        self._check_mode(torch.is_grad_enabled())
+        real, fake = (
+            logits.float() for logits in self.network(images.detach().float(), reconstructions.detach().float())
+        )
+        if self.disc_loss == "hinge":
+            loss = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+        else:
+            loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+        logs = {"disc_loss": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
+        return self.discriminator_factor(step) * loss, {name: value.detach() for name, value in logs.items()}
+
+    def _reconstruction_loss(
+        self, images: torch.Tensor, output: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """nll and its parts; a part of weight 0 is left out of both."""
+        parts = {}
+        if self.l1_weight:
+            parts["l1_loss"] = self.l1_weight, F.l1_loss(output, images)
+        if self.l2_weight:
+            parts["l2_loss"] = self.l2_weight, F.mse_loss(output, images)
+        if self.perceptual_weight:
+            parts["perceptual_loss"] = self.perceptual_weight, self.perceptual(images, output).mean()
+        nll = torch.stack([weight * value for weight, value in parts.values()]).sum()
+        return nll, {name: value for name, (_, value) in parts.items()}
+
+    def _adaptive_weight(self, reconstructions, last_layer, nll_gradient, pull) -> torch.Tensor:
+        """disc_weight * w, `()` fp32."""
+        if last_layer is None:
+            return nll_gradient.new_tensor(self.disc_weight)
+        ours, theirs = last_layer_norms(reconstructions, last_layer, (nll_gradient, pull))
+        return self.disc_weight * (ours / (theirs + self.adaptive_epsilon)).clamp(0, self.adaptive_max)
+
+    def _check_mode(self, learns: bool) -> None:
+        if learns and not self.network.training:
+            raise ValueError("the discriminator is in eval mode, as from_pretrained leaves it: call .train() on it")
+
+
+def _unwrap(network: nn.Module) -> nn.Module:
+    return network.module if isinstance(network, DistributedDataParallel) else network
+
+
+def _check_shapes(images: torch.Tensor, reconstructions: torch.Tensor) -> None:
+    if images.shape != reconstructions.shape:
+        raise ValueError(
+            f"images {tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)} must be alike"
+        )

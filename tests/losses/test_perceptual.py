@@ -1,0 +1,133 @@
+"""LPIPS is torchmetrics' LPIPS, in any surroundings, and does not learn."""
+
+import pytest
+import torch
+from torch import nn
+from torchmetrics.functional.image import lpips as theirs
+
+from pqdiff.losses import PerceptualLoss, learned_perceptual_similarity
+
+
+@pytest.fixture(scope="module")
+def loss(vgg_file, vgg_digest):
+    return PerceptualLoss(vgg_file, sha256=vgg_digest)
+
+
+@pytest.fixture(scope="module")
+def reference(vgg):
+    """torchmetrics' network, given the trunk that it would take from torchvision."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(theirs, "_get_tv_model_features", lambda net, pretrained=False: {"vgg16": vgg}[net])
+        return theirs._LPIPS(net="vgg", pnet_rand=True)
+
+
+def pair(height=48, width=40, batch=2):
+    generator = torch.Generator().manual_seed(height)
+    a = torch.rand(batch, 3, height, width, generator=generator) * 2 - 1
+    return a, (a + 0.2 * torch.randn(a.shape, generator=generator)).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 1), (48, 40, 3), (65, 33, 2)])
+def test_distance_equals_that_of_torchmetrics(loss, reference, shape):
+    a, b = pair(*shape)
+    expected = reference(a, b).flatten()
+    assert expected.min() > 1e-2  # nothing that rounding could hide behind
+    torch.testing.assert_close(loss(a, b), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_gradient_equals_that_of_torchmetrics(loss, reference):
+    a, b = pair()
+    gradients = []
+    for network in (loss, reference):
+        x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(network(x, y).sum(), (x, y)))
+    for ours, other in zip(*gradients, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-5 * other.abs().max().item())
+
+
+def test_distance_is_the_formula_of_the_paper(loss, vgg):
+    """Written out from the paper: taps by number, plain norms, heads as torchmetrics stores them."""
+    a, b = pair()
+    heads = torch.load(theirs.__file__.replace("lpips.py", "lpips_models/vgg.pth"), map_location="cpu")
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+    x, y = ((image - shift[:, None, None]) / scale[:, None, None] for image in (a, b))
+    expected = torch.zeros(2)
+    for number, layer in enumerate(vgg):
+        x, y = layer(x), layer(y)
+        if number in (3, 8, 15, 22, 29):
+            stage = (3, 8, 15, 22, 29).index(number)
+            difference = (x / x.norm(dim=1, keepdim=True) - y / y.norm(dim=1, keepdim=True)) ** 2
+            expected += (difference * heads[f"lin{stage}.model.1.weight"]).sum(1).mean((1, 2))
+    torch.testing.assert_close(loss(a, b), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_each_image_has_its_own_distance_and_equal_ones_have_none(loss):
+    a, b = pair()
+    distances = loss(a, torch.stack([a[0], b[1]]))
+    assert distances.shape == (2,)
+    assert distances[0] == 0
+    torch.testing.assert_close(distances[1:], loss(a[1:], b[1:]))
+
+
+def test_gradient_is_finite_where_all_features_are_zero(vgg_file, vgg_digest):
+    """A bare square root has an infinite slope there: the usual source of NaN in fp16 (facts of the peers)."""
+    loss = PerceptualLoss(vgg_file, sha256=vgg_digest)
+    for conv in loss.trunk.modules():
+        if isinstance(conv, nn.Conv2d):
+            conv.weight.zero_()
+            conv.bias.fill_(-1)
+    image = pair()[0].requires_grad_()
+    distance = loss(image, pair()[1])
+    (gradient,) = torch.autograd.grad(distance.sum(), image)
+    assert torch.isfinite(distance).all()
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(loss, dtype):
+    a, b = pair()
+    with torch.autocast("cpu", dtype):
+        under = loss(a, b)
+    assert under.dtype == torch.float32
+    assert torch.equal(under, loss(a, b))
+
+
+def test_half_precision_images_are_compared_in_full_precision(loss):
+    a, b = (image.bfloat16() for image in pair())
+    assert torch.equal(loss(a, b), loss(a.float(), b.float()))
+
+
+def test_it_stays_frozen_and_in_eval_mode_inside_something_that_trains(loss):
+    nn.ModuleList([loss]).train()
+    assert not any(module.training for module in loss.modules())
+    assert list(loss.parameters())
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
+    x = pair()[0].requires_grad_()
+    loss(x, pair()[1]).sum().backward()
+    assert all(parameter.grad is None for parameter in loss.parameters())
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((1, 3, 31, 64), (1, 3, 31, 64)), r"images \(31 x 64\) must have sides of at least 32 px"),
+        (((1, 3, 32, 32), (2, 3, 32, 32)), r"two of \(B, 3, H, W\), got \(1, 3, 32, 32\) and \(2, 3, 32, 32\)"),
+        (((1, 1, 32, 32), (1, 1, 32, 32)), r"two of \(B, 3, H, W\)"),
+    ],
+)
+def test_other_shapes_are_refused(loss, shapes, message):
+    with pytest.raises(ValueError, match=message):
+        loss(*(torch.zeros(shape) for shape in shapes))
+
+
+def test_metric_takes_images_as_the_other_metrics_do(loss):
+    a, b = ((image * 127.5 + 127.5).round().to(torch.uint8) for image in pair())
+    expected = loss(a / 127.5 - 1, b / 127.5 - 1)
+    result = learned_perceptual_similarity(loss, a.requires_grad_(False), b)
+    torch.testing.assert_close(result, expected)
+    floats = learned_perceptual_similarity(loss, (a / 255).requires_grad_(), b / 255)
+    torch.testing.assert_close(floats, expected)
+    assert not floats.requires_grad
+    with pytest.raises(ValueError, match=r"preds \(torch.uint8\) and target \(torch.float32\)"):
+        learned_perceptual_similarity(loss, a, b / 255)
