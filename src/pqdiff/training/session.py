@@ -39,7 +39,7 @@ def run(main: Callable[[], None]) -> None:
 class Session:
     """What surrounds a training loop.
 
-    Use: build models and optimizer, `prepare` them (again at every change of what is trainable), `load` what `find`
+    Use: build models and optimizers, `prepare` them (again at every change of what is trainable), `load` what `find`
     found, then call `end_of_step` after every optimizer step, and `close` at the end.
 
     Args:
@@ -93,15 +93,16 @@ class Session:
 
     # Before the loop.
 
-    def prepare(self, models: dict[str, torch.nn.Module], optimizer: torch.optim.Optimizer):
-        """Wrap models for this launch (unwrapped ones must be given) and the optimizer; returns both, in that form.
+    def prepare(self, models: dict[str, torch.nn.Module], *optimizers: torch.optim.Optimizer) -> tuple:
+        """Wrap models for this launch (unwrapped ones must be given) and the optimizers; returns the dictionary and each
+        optimizer, in that form.
 
         Called again when other parameters become trainable: distributed wrappers look at that only once. The
-        optimizer's groups and their number stay as they are.
+        optimizers' groups and their number stay as they are.
         """
         self.accelerator.free_memory()
-        *wrapped, optimizer = self.accelerator.prepare(*models.values(), optimizer)
-        return dict(zip(models, wrapped, strict=True)), optimizer
+        prepared = self.accelerator.prepare(*models.values(), *optimizers)
+        return dict(zip(models, prepared, strict=False)), *prepared[len(models) :]
 
     def average(self, models: dict[str, torch.nn.Module]) -> None:
         """Begin averages of (unwrapped) models, if the arguments ask for them."""
@@ -138,8 +139,8 @@ class Session:
 
     # In the loop.
 
-    def check_finite(self, loss: torch.Tensor, batch: dict) -> None:
-        """Add the loss of a micro-step to the log; if it is no number, save the batch and stop.
+    def check_finite(self, loss: torch.Tensor, batch: dict, log: bool = True) -> None:
+        """If the loss of a micro-step is no number, save the batch and stop; else, if `log`, add it to the log's loss.
 
         Raises:
             ValueError: naming the step and the file, on all ranks.
@@ -154,8 +155,9 @@ class Session:
                 f"the loss is not finite at step {self.step + 1}; its batch is in {path}. Lower the learning rate, or "
                 "use bf16 or fp32 in place of fp16"
             )
-        self._loss_sum += loss.detach().float().mean()
-        self._loss_count += 1
+        if log:
+            self._loss_sum += loss.detach().float().mean()
+            self._loss_count += 1
 
     def end_of_step(self, values: dict[str, float]) -> None:
         """Count a finished optimizer step: log, checkpoint, and the answer to Ctrl-C or SIGTERM.
