@@ -13,7 +13,8 @@ def flops_of(call: Callable[[], object]) -> int:
     On the meta device attention is spelled out as matrix products, which torch's counter knows; the fused one that a CPU
     calls it does not count. The search for codewords counts as the product it is mostly made of.
     """
-    mapping = {torch.ops.pqdiff.nearest_codewords: _search_flops}
+    searches = (torch.ops.pqdiff.nearest_codewords, torch.ops.pqdiff.quantize_product)
+    mapping = dict.fromkeys(searches, _search_flops)
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         call()
     return counter.get_total_flops()

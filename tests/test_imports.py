@@ -20,12 +20,12 @@ ALLOWED = {
     "metrics": {"models", "data"},
     "pipelines": {"models", "checkpoints"},
     # Training saves its result with a card and pushes it: the one place where it looks up.
-    "training": {"models", "losses", "metrics", "data", "pipelines", "hub"},
+    "training": {"quantizers", "models", "losses", "metrics", "data", "pipelines", "hub"},
     "hub": {"models", "checkpoints", "pipelines"},
-    "cli": {"models", "data", "metrics", "hub", "checkpoints", "pipelines"},
+    "cli": {"quantizers", "models", "data", "metrics", "hub", "checkpoints", "pipelines"},
     "": {"models", "checkpoints", "pipelines"},
 }
-ALLOWED_OUTSIDE = {"quantizers": {"torch"}, "checkpoints": set()}
+ALLOWED_OUTSIDE = {"quantizers": {"torch", "triton"}, "checkpoints": set()}
 ROOMS = sorted({path.relative_to(PACKAGE).parts[0] for path in PACKAGE.glob("*/**/*.py")} | {""})
 
 

@@ -6,7 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.memory import peak_tensor_bytes
+from pqdiff.quantizers import backends, search_plain
 from pqdiff.quantizers.nearest import nearest_codewords
+
+
+@pytest.fixture(params=["plain", "native"], autouse=True, scope="module")
+def backend(request):
+    """Every promise of this file holds for each backend that a CPU has; the compiled one is in test_backends.py."""
+    reason = backends.why_not(request.param)
+    if reason:
+        pytest.skip(reason)
+    with backends.use_backend(request.param):
+        yield request.param
 
 
 def brute_force(z: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
@@ -102,10 +113,32 @@ def test_nan_gives_index_zero_and_leaves_the_others_alone(dim):
 
 
 @pytest.mark.parametrize("dim", [1, 2, 32])
-def test_infinite_input_gives_valid_indices(dim):
-    z = torch.full((1, 2, dim, 3), torch.inf)
-    indices = nearest_codewords(z, torch.randn(2, 64, dim))
-    assert ((indices >= 0) & (indices < 64)).all()
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf])
+def test_a_vector_infinitely_far_from_all_codewords_gives_index_zero(dim, value):
+    z = torch.randn(1, 2, dim, 3)
+    z[:, :, -1] = value
+    assert (nearest_codewords(z, torch.randn(2, 60, dim)) == 0).all()
+
+
+@pytest.mark.parametrize("dim", [1, 2, 32])
+@pytest.mark.parametrize("value", [1e18, -1e18, 1e30])
+def test_huge_input_gives_valid_indices(dim, value):
+    indices = nearest_codewords(torch.full((1, 2, dim, 3), value), torch.randn(2, 60, dim))
+    assert ((indices >= 0) & (indices < 60)).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3, 5), (2, 2, 3, 0)])
+def test_nothing_to_search_gives_no_indices(shape):
+    indices = nearest_codewords(torch.randn(shape), torch.randn(2, 7, 3))
+    assert indices.shape == (shape[0], shape[1], shape[3])
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 5, 9, 40])
+@pytest.mark.parametrize(("mean", "std"), [(10, 0.1), (0, 1)])
+def test_not_one_code_is_wrong(dim, mean, std):
+    torch.manual_seed(0)
+    z, codebooks = mean + std * torch.randn(1, 8, dim, 400), mean + std * torch.randn(8, 301, dim)
+    assert torch.equal(nearest_codewords(z, codebooks), brute_force(z, codebooks).argmin(3))
 
 
 def test_a_strided_view_gives_the_same_indices():
@@ -114,10 +147,10 @@ def test_a_strided_view_gives_the_same_indices():
     assert torch.equal(nearest_codewords(z, codebooks), nearest_codewords(z.contiguous(), codebooks))
 
 
-def test_tiles_smaller_than_the_codebook_agree_with_brute_force(monkeypatch):
-    from pqdiff.quantizers import nearest
-
-    monkeypatch.setitem(nearest._SCRATCH_FLOATS, "cpu", 4096)
+def test_tiles_smaller_than_the_codebook_agree_with_brute_force(monkeypatch, backend):
+    if backend != "plain":
+        pytest.skip("only the plain search has tiles")
+    monkeypatch.setitem(search_plain._SCRATCH_FLOATS, "cpu", 4096)
     torch.manual_seed(0)
     for subspaces, dim, size, n in ((3, 2, 512, 300), (2, 4, 300, 40), (1, 64, 100, 30), (3, 1, 64, 500)):
         assert_nearest(torch.randn(1, subspaces, dim, n), torch.randn(subspaces, size, dim))
@@ -126,7 +159,11 @@ def test_tiles_smaller_than_the_codebook_agree_with_brute_force(monkeypatch):
 @pytest.mark.parametrize(
     "shape", [(16, 2, 512, 2304), (64, 2, 128, 2304), (64, 1, 128, 2304), (2, 64, 1000, 500)], ids=str
 )
-def test_scratch_memory_is_at_most_a_megabyte_beside_the_output(shape):
+def test_scratch_memory_is_at_most_a_megabyte_beside_the_output(shape, backend):
+    if backend != "plain":
+        pytest.skip(
+            "the profiler sees only memory of torch; native takes the codebooks once more and a block a thread"
+        )
     subspaces, dim, size, n = shape
     z, codebooks = torch.randn(1, subspaces, dim, n), torch.randn(subspaces, size, dim)
     nearest_codewords(z, codebooks)

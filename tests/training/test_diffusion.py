@@ -102,7 +102,8 @@ def test_timesteps_follow_the_density_of_noise_that_is_asked_for():
     assert log_noise.median().item() == pytest.approx(-0.3, abs=0.06)
     inner = log_noise[(log_noise > -1.1) & (log_noise < 0.5)]
     assert len(inner) / 4000 == pytest.approx(0.6827, abs=0.03)  # within one deviation
-    assert 0 <= sample.timesteps.min() and sample.timesteps.max() <= 999
+    assert sample.timesteps.min() >= 0
+    assert sample.timesteps.max() <= 999
 
 
 def test_a_density_without_width_is_refused():

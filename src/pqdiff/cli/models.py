@@ -19,10 +19,18 @@ Source = Annotated[str, typer.Argument(help="Folder of photos, or id of a data s
 
 
 def info(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)],
+    model: Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default=False)] = None,
+    backends: Annotated[
+        bool, typer.Option("--backends", help="Show the searches for nearest codewords, and which one is used.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show a tokenizer's configuration, size and rate, and how it uses its codebooks if that was measured."""
+    if backends == (model is not None):
+        raise ValueError("info needs the name of a model, or --backends alone")
+    if backends:
+        _show_backends(json)
+        return
     autoencoder = load_autoencoder(model)
     config = {key: value for key, value in dict(autoencoder.config).items() if not key.startswith("_")}
     facts = {
@@ -48,6 +56,22 @@ def info(
     else:
         rows.append(["measured", "nothing yet: run pqdiff evaluate"])
     print_table(model, ["", "value"], rows)
+
+
+def _show_backends(json: bool) -> None:
+    from ..quantizers.backends import ENVIRONMENT_VARIABLE, describe, forced_backend
+
+    rows = describe()
+    if json:
+        print_json({"forced": forced_backend(), "backends": rows})
+        return
+    table = [
+        [row["name"], "yes" if row["available"] else f"no: {row['reason']}", ", ".join(row["serves"]) or "-"]
+        for row in rows
+    ]
+    forced = forced_backend()
+    title = f"Search, forced by {ENVIRONMENT_VARIABLE}={forced}" if forced else "Search, chosen automatically"
+    print_table(title, ["backend", "available", "used on"], table)
 
 
 def evaluate(

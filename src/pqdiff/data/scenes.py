@@ -34,8 +34,6 @@ COUNTS = {"two": 2, "three": 3, "four": 4}
 HELD_OUT_PAIRS = (("red", "triangle"), ("green", "circle"), ("blue", "cross"), ("yellow", "square"))
 
 _KINDS = {"place": 0.3, "relation": 0.4, "count": 0.3}
-# Two looks to keep apart and an order: relations take longest to learn, so training shows more of them.
-_TRAINING_KINDS = {"place": 0.2, "relation": 0.6, "count": 0.2}
 _SUPERSAMPLING = 4
 
 
@@ -114,10 +112,8 @@ def draw_shape(draw: ImageDraw.ImageDraw, shape: str, center, diameter: float, c
 
 
 def random_scene(rng: random.Random, held_out: bool = False) -> Scene:
-    """A scene without held-out pairs of color and shape, as training shows them, or, if `held_out`, with at least one,
-    as prompts ask for them."""
-    kinds = _KINDS if held_out else _TRAINING_KINDS
-    kind = rng.choices(list(kinds), list(kinds.values()))[0]
+    """A scene without held-out pairs of color and shape, or, if `held_out`, with at least one."""
+    kind = rng.choices(list(_KINDS), list(_KINDS.values()))[0]
     background = rng.choice(list(BACKGROUNDS))
     says_background = rng.random() < 0.5
     looks = [_random_look(rng, held_out)]

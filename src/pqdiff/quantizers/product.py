@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from .base import Quantizer, QuantizerOutput, register_quantizer
-from .nearest import nearest_codewords
+from .codeword_statistics import look_up
+from .nearest import quantize_product
 
 
 @register_quantizer("product")
@@ -61,8 +62,8 @@ class ProductQuantizer(Quantizer):
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
         self._check_latents(z)
         batch, _, height, width = z.shape
-        z_q, indices, loss = _QuantizeStraightThrough.apply(
-            z.reshape(batch, self.num_subspaces, -1, height * width),  # (B, S, d/S, HW)
+        z_q, loss, indices, _, _ = quantize_product(
+            z.reshape(batch, self.num_subspaces, self.codebooks.shape[2], height * width),  # (B, S, d/S, HW)
             self.codebooks,
             self.commitment_weight,
             self.codebook_weight,
@@ -72,7 +73,7 @@ class ProductQuantizer(Quantizer):
     def indices_to_latents(self, indices: torch.Tensor) -> torch.Tensor:
         if indices.ndim != 4 or indices.shape[1] != self.num_subspaces:
             raise ValueError(f"indices must be (B, {self.num_subspaces}, H, W), got {tuple(indices.shape)}")
-        z_q = _look_up(self.codebooks, indices.flatten(2).long())
+        z_q = look_up(self.codebooks, indices.flatten(2).long())
         return z_q.reshape(len(indices), self.latent_channels, *indices.shape[2:])
 
     def extra_repr(self) -> str:
@@ -86,45 +87,3 @@ class ProductQuantizer(Quantizer):
             raise ValueError(f"z must be (B, {self.latent_channels}, H, W), got {tuple(z.shape)}")
         if not z.is_floating_point():
             raise ValueError(f"z must have a floating dtype, got {z.dtype}")
-
-
-class _QuantizeStraightThrough(torch.autograd.Function):
-    """Search, look-up and loss with hand-written gradients: nothing of the size N x S x K is ever kept."""
-
-    @staticmethod
-    def forward(ctx, z, codebooks, commitment_weight, codebook_weight):
-        # z (B, S, D, N), codebooks (S, K, D)
-        indices = nearest_codewords(z, codebooks)  # (B, S, N)
-        z_q = torch.where(z.isnan(), z.float(), _look_up(codebooks, indices))  # NaN stays visible
-        residual = z.float() - z_q
-        mse = residual.square().mean()
-        ctx.save_for_backward(residual, indices)
-        ctx.weights = commitment_weight, codebook_weight
-        ctx.codebooks_shape = codebooks.shape
-        ctx.mark_non_differentiable(indices)
-        return z_q.to(z.dtype), indices, (commitment_weight + codebook_weight) * mse
-
-    @staticmethod
-    def backward(ctx, grad_z_q, _, grad_loss):
-        residual, indices = ctx.saved_tensors
-        commitment_weight, codebook_weight = ctx.weights
-        scale = grad_loss.float() * (2 / residual.numel())
-        grad_z = grad_codebooks = None
-        if ctx.needs_input_grad[0]:
-            grad_z = torch.addcmul(
-                grad_z_q, residual.to(grad_z_q.dtype), (scale * commitment_weight).to(grad_z_q.dtype)
-            )
-        if ctx.needs_input_grad[1]:
-            num_subspaces, codebook_size, dim = ctx.codebooks_shape
-            pull = residual.permute(1, 2, 0, 3).reshape(num_subspaces, dim, -1)  # (S, D, BN)
-            chosen = indices.transpose(0, 1).reshape(num_subspaces, 1, -1).expand_as(pull)
-            sums = pull.new_zeros(num_subspaces, dim, codebook_size).scatter_add_(2, chosen, pull)
-            grad_codebooks = sums.transpose(1, 2) * (-codebook_weight * scale)  # (S, K, D)
-        return grad_z, grad_codebooks, None, None
-
-
-def _look_up(codebooks: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Codewords (B, S, D, N) of codebooks (S, K, D) for int64 indices (B, S, N)."""
-    table = codebooks.transpose(1, 2).contiguous()  # (S, D, K): written straight into channel planes
-    dim = table.shape[1]
-    return table.expand(len(indices), -1, -1, -1).gather(3, indices[:, :, None].expand(-1, -1, dim, -1))

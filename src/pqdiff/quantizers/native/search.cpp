@@ -1,0 +1,346 @@
+// Nearest codeword per subspace, exact in fp32, and what a product quantizer needs for its backward pass.
+//
+// A block of pixels stays in vector registers, one pixel a lane, while the codewords stream by as uniform values. Over
+// a run of 16 codewords only the minimum is kept; the winning run of each pixel is then scanned once more, one codeword
+// a lane, by the same arithmetic, so that the index is found by equality. Distances are sums of (z - c)^2, never the
+// expanded square: nothing cancels, wherever the data lie. Padding codewords are infinite and can never win.
+//
+// No -ffast-math: NaN, infinities and ties are defined. The vector layer below names every fused multiply-add, and the
+// build forbids others, or the two scans could round differently.
+
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+#include <immintrin.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace {
+
+constexpr float INF = std::numeric_limits<float>::infinity();
+
+#if defined(__AVX512F__)
+
+using Vec = __m512;
+using Mask = __mmask16;
+constexpr int LANES = 16, REGISTERS = 32;
+inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
+inline Vec uniform(float a) { return _mm512_set1_ps(a); }
+inline Vec minimum(Vec a, Vec b) { return _mm512_min_ps(a, b); }  // b where a is NaN
+inline Vec add_square(Vec a, Vec sum) { return _mm512_fmadd_ps(a, a, sum); }
+inline Vec magnitude(Vec a) { return _mm512_abs_ps(a); }
+inline Mask less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+inline Vec select(Mask mask, Vec a, Vec b) { return _mm512_mask_blend_ps(mask, b, a); }
+inline unsigned equal_bits(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+
+#elif defined(__AVX2__) && defined(__FMA__)
+
+using Vec = __m256;
+using Mask = __m256;
+constexpr int LANES = 8, REGISTERS = 16;
+inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a); }
+inline Vec uniform(float a) { return _mm256_set1_ps(a); }
+inline Vec minimum(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+inline Vec add_square(Vec a, Vec sum) { return _mm256_fmadd_ps(a, a, sum); }
+inline Vec magnitude(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+inline Mask less(Vec a, Vec b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+inline Vec select(Mask mask, Vec a, Vec b) { return _mm256_blendv_ps(b, a, mask); }
+inline unsigned equal_bits(Vec a, Vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
+
+#else  // whatever 128-bit vectors the machine has, by the compiler's own vector types
+
+typedef float Vec __attribute__((vector_size(16)));
+typedef int32_t Mask __attribute__((vector_size(16)));
+constexpr int LANES = 4, REGISTERS = 16;
+inline Vec load(const float* p) {
+  Vec a;
+  __builtin_memcpy(&a, p, sizeof a);
+  return a;
+}
+inline void store(float* p, Vec a) { __builtin_memcpy(p, &a, sizeof a); }
+inline Vec uniform(float a) { return Vec{a, a, a, a}; }
+inline Mask less(Vec a, Vec b) { return a < b; }
+inline Vec select(Mask mask, Vec a, Vec b) { return (Vec)((mask & (Mask)a) | (~mask & (Mask)b)); }
+inline Vec minimum(Vec a, Vec b) { return select(a < b, a, b); }
+inline Vec add_square(Vec a, Vec sum) { return a * a + sum; }
+inline Vec magnitude(Vec a) { return (Vec)((Mask)a & 0x7fffffff); }
+inline unsigned equal_bits(Vec a, Vec b) {
+  Mask mask = a == b;
+  return (mask[0] & 1) | (mask[1] & 2) | (mask[2] & 4) | (mask[3] & 8);
+}
+
+#endif
+
+constexpr int RUN = 16;                        // codewords whose minimum is kept in place of their indices
+constexpr int CHUNK = 16;                      // terms summed one by one; chunks are summed in turn: less rounding
+constexpr int VECTORS = REGISTERS / 8;         // pixels in flight, in vectors
+constexpr int BLOCK = VECTORS * LANES;         // pixels in flight
+constexpr int SMALL = 8;                       // dimensions up to which a pixel stays in registers
+
+struct Problem {
+  const float* z;          // (B, S, D, N) with strides
+  const int64_t* strides;  // of z, in floats
+  int64_t batch, subspaces, dim, positions, codewords, runs;
+  const float* table;      // (S, runs, D, RUN)
+  const float* codebooks;  // (S, K, D)
+  int64_t* indices;        // (B, S, N)
+  float* z_q;              // (B, S, D, N) or null
+  int32_t* counts;         // (S, K) or null
+  float* residual_sums;    // (S, K, D)
+  double* squared_errors;  // (S)
+};
+
+// Best distance and its run, for each pixel of a block: x (D, BLOCK), D up to SMALL.
+template <int D>
+void find_runs(const float* x, const float* table, int64_t runs, float* best_distance, float* best_run) {
+  constexpr int P = D <= 4 || REGISTERS < 32 ? VECTORS : VECTORS / 2;
+  for (int first = 0; first < VECTORS; first += P) {
+    Vec z[D][P], best[P], id[P];
+    for (int d = 0; d < D; ++d)
+      for (int p = 0; p < P; ++p) z[d][p] = load(x + d * BLOCK + (first + p) * LANES);
+    for (int p = 0; p < P; ++p) best[p] = uniform(INF), id[p] = uniform(0);
+    const float* codeword = table;
+    for (int64_t r = 0; r < runs; ++r, codeword += D * RUN) {
+      Vec low[P];
+      for (int p = 0; p < P; ++p) low[p] = uniform(INF);
+#pragma GCC unroll 4
+      for (int j = 0; j < RUN; ++j) {
+        Vec c[D];
+        for (int d = 0; d < D; ++d) c[d] = uniform(codeword[d * RUN + j]);
+        for (int p = 0; p < P; ++p) {
+          Vec distance = z[0][p] - c[0];
+          if (D == 1) {
+            distance = magnitude(distance);  // no squares: they would underflow where differences do not
+          } else {
+            distance = distance * distance;
+            for (int d = 1; d < D; ++d) distance = add_square(z[d][p] - c[d], distance);
+          }
+          low[p] = minimum(distance, low[p]);
+        }
+      }
+      for (int p = 0; p < P; ++p) {
+        id[p] = select(less(low[p], best[p]), uniform(float(r)), id[p]);
+        best[p] = minimum(low[p], best[p]);
+      }
+    }
+    for (int p = 0; p < P; ++p) {
+      store(best_distance + (first + p) * LANES, best[p]);
+      store(best_run + (first + p) * LANES, id[p]);
+    }
+  }
+}
+
+// The same for any D: a tile of codewords by vectors of pixels, in chunks of dimensions.
+void find_runs_any(
+    const float* x, const float* table, int64_t dim, int64_t runs, float* best_distance, float* best_run) {
+  constexpr int J = 2, P = VECTORS;
+  Vec best[P], id[P];
+  for (int p = 0; p < P; ++p) best[p] = uniform(INF), id[p] = uniform(0);
+  for (int64_t r = 0; r < runs; ++r) {
+    Vec low[P];
+    for (int p = 0; p < P; ++p) low[p] = uniform(INF);
+    for (int j0 = 0; j0 < RUN; j0 += J) {
+      Vec sum[J][P];
+      for (int j = 0; j < J; ++j)
+        for (int p = 0; p < P; ++p) sum[j][p] = uniform(0);
+      for (int64_t start = 0; start < dim; start += CHUNK) {
+        const int64_t stop = start + CHUNK < dim ? start + CHUNK : dim;
+        Vec part[J][P];
+        for (int j = 0; j < J; ++j)
+          for (int p = 0; p < P; ++p) part[j][p] = uniform(0);
+        for (int64_t d = start; d < stop; ++d) {
+          const float* codeword = table + (r * dim + d) * RUN + j0;
+          Vec z[P];
+          for (int p = 0; p < P; ++p) z[p] = load(x + d * BLOCK + p * LANES);
+          for (int j = 0; j < J; ++j) {
+            const Vec c = uniform(codeword[j]);
+            for (int p = 0; p < P; ++p) part[j][p] = add_square(z[p] - c, part[j][p]);
+          }
+        }
+        for (int j = 0; j < J; ++j)
+          for (int p = 0; p < P; ++p) sum[j][p] = sum[j][p] + part[j][p];
+      }
+      for (int j = 0; j < J; ++j)
+        for (int p = 0; p < P; ++p) low[p] = minimum(sum[j][p], low[p]);
+    }
+    for (int p = 0; p < P; ++p) {
+      id[p] = select(less(low[p], best[p]), uniform(float(r)), id[p]);
+      best[p] = minimum(low[p], best[p]);
+    }
+  }
+  for (int p = 0; p < P; ++p) {
+    store(best_distance + p * LANES, best[p]);
+    store(best_run + p * LANES, id[p]);
+  }
+}
+
+// Lowest codeword of a run at exactly `distance` from the pixel x[0], x[BLOCK], ...; 0 if there is none (NaN).
+inline int64_t find_in_run(
+    const float* x, const float* table, int64_t dim, int64_t codewords, int64_t run, float distance) {
+  const float* codeword = table + run * dim * RUN;
+  unsigned bits = 0;
+  for (int v = 0; v < RUN; v += LANES) {
+    Vec sum = uniform(0);
+    if (dim == 1) {
+      sum = magnitude(uniform(x[0]) - load(codeword + v));
+    } else {
+      for (int64_t start = 0; start < dim; start += CHUNK) {
+        const int64_t stop = start + CHUNK < dim ? start + CHUNK : dim;
+        Vec part = uniform(0);
+        for (int64_t d = start; d < stop; ++d)
+          part = add_square(uniform(x[d * BLOCK]) - load(codeword + d * RUN + v), part);
+        sum = sum + part;
+      }
+    }
+    bits |= equal_bits(sum, uniform(distance)) << v;
+  }
+  const int64_t index = bits ? run * RUN + __builtin_ctz(bits) : 0;
+  return index < codewords ? index : 0;  // padding ties with real codewords only if those are not finite
+}
+
+template <int D>
+void find_codewords(const float* x, const float* table, const Problem& q, int64_t* indices, int count) {
+  float distance[BLOCK], run[BLOCK];
+  if constexpr (D > 0)
+    find_runs<D>(x, table, q.runs, distance, run);
+  else
+    find_runs_any(x, table, q.dim, q.runs, distance, run);
+  for (int i = 0; i < count; ++i)
+    indices[i] = find_in_run(x + i, table, D > 0 ? D : q.dim, q.codewords, int64_t(run[i]), distance[i]);
+}
+
+using Find = void (*)(const float*, const float*, const Problem&, int64_t*, int);
+
+Find find_for(int64_t dim) {
+  switch (dim) {
+    case 1: return find_codewords<1>;
+    case 2: return find_codewords<2>;
+    case 3: return find_codewords<3>;
+    case 4: return find_codewords<4>;
+    case 5: return find_codewords<5>;
+    case 6: return find_codewords<6>;
+    case 7: return find_codewords<7>;
+    case 8: return find_codewords<8>;
+    default: return find_codewords<0>;
+  }
+}
+
+// Indices and codewords of at most BLOCK pixels from n on.
+void search_block(const Problem& q, Find find, float* x, int64_t s, int64_t b, int64_t n) {
+  const int count = int(q.positions - n < BLOCK ? q.positions - n : BLOCK);
+  const float* z = q.z + b * q.strides[0] + s * q.strides[1] + n * q.strides[3];
+  for (int64_t d = 0; d < q.dim; ++d) {
+    const float* plane = z + d * q.strides[2];
+    float* row = x + d * BLOCK;
+    if (q.strides[3] == 1)
+      for (int i = 0; i < count; ++i) row[i] = plane[i];
+    else
+      for (int i = 0; i < count; ++i) row[i] = plane[i * q.strides[3]];
+    for (int i = count; i < BLOCK; ++i) row[i] = 0;
+  }
+  int64_t* indices = q.indices + (b * q.subspaces + s) * q.positions + n;
+  find(x, q.table + s * q.runs * q.dim * RUN, q, indices, count);
+  if (!q.z_q) return;
+  const float* codebook = q.codebooks + s * q.codewords * q.dim;
+  for (int64_t d = 0; d < q.dim; ++d) {
+    const float* row = x + d * BLOCK;
+    float* plane = q.z_q + ((b * q.subspaces + s) * q.dim + d) * q.positions + n;
+    for (int i = 0; i < count; ++i) {
+      const float c = codebook[indices[i] * q.dim + d];
+      plane[i] = row[i] == row[i] ? c : row[i];  // NaN stays visible
+    }
+  }
+}
+
+// Uses of every codeword of subspace s, sums of residuals z - c, and squared error: pixels n to stop of image b.
+void accumulate(const Problem& q, int64_t s, int64_t b, int64_t n, int64_t stop) {
+  const int64_t* indices = q.indices + (b * q.subspaces + s) * q.positions;
+  const float* z = q.z + b * q.strides[0] + s * q.strides[1];
+  const float* z_q = q.z_q + (b * q.subspaces + s) * q.dim * q.positions;
+  int32_t* counts = q.counts + s * q.codewords;
+  float* sums = q.residual_sums + s * q.codewords * q.dim;
+  for (int64_t i = n; i < stop; ++i) ++counts[indices[i]];
+  double squared = 0;
+  for (int64_t d = 0; d < q.dim; ++d) {
+    float part = 0;
+    for (int64_t i = n; i < stop; ++i) {
+      const float residual = z[d * q.strides[2] + i * q.strides[3]] - z_q[d * q.positions + i];
+      sums[indices[i] * q.dim + d] += residual;
+      part += residual * residual;
+    }
+    squared += part;
+  }
+  q.squared_errors[s] += squared;
+}
+
+}  // namespace
+
+// Fills indices, and unless they are null z_q, counts, residual_sums and squared_errors (all zero before, and only
+// together with z_q). 0 on success, 1 if memory is short. The result does not depend on the number of threads.
+extern "C" int pqdiff_search(
+    const float* z, const int64_t* strides, const int64_t* sizes, const float* codebooks, int64_t* indices, float* z_q,
+    int32_t* counts, float* residual_sums, double* squared_errors, int threads) {
+  Problem q{z, strides, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], (sizes[4] + RUN - 1) / RUN, nullptr,
+            codebooks, indices, z_q, counts, residual_sums, squared_errors};
+  const int64_t table_floats = q.subspaces * q.runs * q.dim * RUN, scratch_floats = q.dim * BLOCK;
+  float* memory = nullptr;
+  if (posix_memalign(reinterpret_cast<void**>(&memory), 64, sizeof(float) * (table_floats + threads * scratch_floats)))
+    return 1;
+  float* table = memory;
+  q.table = table;
+  const Find find = find_for(q.dim);
+  const int64_t blocks = (q.positions + BLOCK - 1) / BLOCK;
+  // Whole subspaces per thread, statistics at once while the data are in cache; if subspaces are too few, single blocks.
+  const bool whole = q.subspaces >= 4 * threads || threads == 1;
+  const int64_t tasks = whole ? q.subspaces : q.subspaces * q.batch * blocks;
+
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1)
+#endif
+  {
+#ifdef _OPENMP
+    float* x = memory + table_floats + omp_get_thread_num() * scratch_floats;
+#else
+    float* x = memory + table_floats;
+#endif
+#ifdef _OPENMP
+#pragma omp for schedule(static)
+#endif
+    for (int64_t s = 0; s < q.subspaces; ++s)
+      for (int64_t k = 0; k < q.runs * RUN; ++k)
+        for (int64_t d = 0; d < q.dim; ++d)
+          table[((s * q.runs + k / RUN) * q.dim + d) * RUN + k % RUN] =
+              k < q.codewords ? codebooks[(s * q.codewords + k) * q.dim + d] : INF;
+#ifdef _OPENMP
+#pragma omp for schedule(dynamic)
+#endif
+    for (int64_t task = 0; task < tasks; ++task) {
+      if (whole) {
+        for (int64_t b = 0; b < q.batch; ++b)
+          for (int64_t n = 0; n < q.positions; n += BLOCK) {
+            search_block(q, find, x, task, b, n);
+            if (counts) accumulate(q, task, b, n, n + BLOCK < q.positions ? n + BLOCK : q.positions);
+          }
+      } else {
+        search_block(q, find, x, task / (q.batch * blocks), task / blocks % q.batch, task % blocks * BLOCK);
+      }
+    }
+    if (!whole && counts) {
+#ifdef _OPENMP
+#pragma omp for schedule(static)
+#endif
+      for (int64_t s = 0; s < q.subspaces; ++s)
+        for (int64_t b = 0; b < q.batch; ++b)
+          for (int64_t n = 0; n < q.positions; n += BLOCK)  // the same order of sums as above
+            accumulate(q, s, b, n, n + BLOCK < q.positions ? n + BLOCK : q.positions);
+    }
+  }
+  free(memory);
+  return 0;
+}
