@@ -38,7 +38,8 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.ready
-	$(BIN)/python -m benchmarks.quantizer_speed --output benchmarks/results/quantizer_speed.json
+	$(BIN)/python -m benchmarks.quantizer_speed --output benchmarks/results/quantizer_speed.json --plot docs/quantizer_speed.png
+	$(BIN)/python -m benchmarks.train_speed --output benchmarks/results/train_speed.json
 
 checkpoints: $(VENV)/.ready  ## refit the shipped tokenizers: make checkpoints PHOTOS=folder ALSO=folder
 	$(BIN)/python training/fit_tokenizers.py --photos "$(PHOTOS)" $(if $(ALSO),--also "$(ALSO)")

@@ -15,6 +15,16 @@ class PerSubspaceLoop(nn.Module):
         self.codebooks = nn.ParameterList(codebook.clone() for codebook in codebooks)
         self.weights = commitment_weight, codebook_weight
 
+    def search(self, z: torch.Tensor) -> torch.Tensor:
+        """Indices `(B, S, H, W)` alone, from one distance matrix after the other."""
+        batch, channels, height, width = z.shape
+        rows = z.permute(0, 2, 3, 1).reshape(-1, channels)
+        indices = [
+            (part.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * part @ codebook.T).argmin(1)
+            for part, codebook in zip(rows.chunk(len(self.codebooks), dim=1), self.codebooks, strict=True)
+        ]
+        return torch.stack(indices, dim=1).view(batch, height, width, -1).permute(0, 3, 1, 2)
+
     def forward(self, z: torch.Tensor):
         batch, channels, height, width = z.shape
         rows = z.permute(0, 2, 3, 1).reshape(-1, channels)

@@ -4,6 +4,11 @@
 
 Every tenth photo of --photos in name order is left out of the fit and measured on: shorter side to 256 px by Lanczos,
 center crop, 8-bit output. That is the protocol behind every number of record in this project.
+
+    python training/fit_tokenizers.py --photos PHOTOS/imagenet --also PHOTOS/bsds --learned runs/learned
+
+writes what the learned tokenizers begin with instead: photos at their final size, runs/learned/photos/{train,held_out},
+and closed forms with gains, runs/learned/gains-PRESET. Then training/configs/pqgan/learned-PRESET.yaml.
 """
 
 import argparse
@@ -13,6 +18,7 @@ import shutil
 import time
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
 from pqdiff.data.files import atomic_folder
@@ -27,6 +33,13 @@ CHECKPOINTS = ROOT / "src" / "pqdiff" / "checkpoints"
 CARDS = ROOT / "model_cards"
 RESULTS = ROOT / "benchmarks" / "results" / "tokenizers.json"
 RESOLUTION, HOLD_OUT = 256, 10
+# Of the closed forms with gains: hidden channels, bands, placements of the grid on each photo, patches for k-means.
+GAINS = {
+    "f8-d128-s64-k512": (64, 20, 2, 250_000),
+    "f16-d128-s64-k128": (128, 16, 4, 150_000),
+    "f16-d256-s128-k128": (128, 20, 4, 150_000),
+    "f32-d256-s64-k256": (128, 16, 4, 130_000),
+}
 
 
 def photos(folder: Path, held_out: bool):
@@ -36,13 +49,50 @@ def photos(folder: Path, held_out: bool):
             yield image
 
 
+def training_photos(args):
+    """RGB photos to fit to."""
+    return itertools.chain(photos(args.photos, held_out=False), *(map(_second, iterate_images(f)) for f in args.also))
+
+
+def write_photos(args) -> None:
+    """Photos as training crops and measures them, so that no step decodes and scales large files."""
+    parts = {"train": (training_photos(args), False), "held_out": (photos(args.photos, held_out=True), True)}
+    for name, (images, crop) in parts.items():
+        folder = args.learned / "photos" / name
+        if folder.exists():
+            continue
+        with atomic_folder(folder) as temporary:
+            for number, image in enumerate(tqdm(images, desc=name)):
+                resized = resize_and_crop(image, RESOLUTION, crop=crop)
+                resized.save(temporary / f"{number:05d}.png", compress_level=1)
+
+
+def fit_gains(args, preset: str) -> dict:
+    """Fit and save what the learned tokenizer of one preset begins with, and return its metrics."""
+    start = time.perf_counter()
+    hidden_channels, bands, grids, sample_size = GAINS[preset]
+    paths = sorted((args.learned / "photos" / "train").iterdir())
+    tensors = (to_tensor(Image.open(path)) for path in tqdm(paths, desc=preset))
+    model = fit_closed_form(
+        tensors, preset, hidden_channels, seed=args.seed, gain_bands=bands, grids=grids, sample_size=sample_size
+    )
+    seconds = time.perf_counter() - start
+    folder = args.learned / f"gains-{preset}"
+    shutil.rmtree(folder, ignore_errors=True)
+    with atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        metrics = evaluate_reconstruction(model, photos(args.photos, held_out=True), RESOLUTION)
+        metrics["data"] = f"every {HOLD_OUT}th of {args.photos.name}, left out of the fit"
+        metrics["fit_seconds"] = round(seconds, 1)
+        (temporary / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
 def fit(args, preset: str, name: str) -> dict:
     """Fit one preset, write its folder and card, and return its metrics."""
     start = time.perf_counter()
-    images = itertools.chain(
-        photos(args.photos, held_out=False), *(map(_second, iterate_images(f)) for f in args.also)
-    )
-    tensors = (to_tensor(resize_and_crop(image, RESOLUTION, crop=False)) for image in tqdm(images, desc=name))
+    images = tqdm(training_photos(args), desc=name)
+    tensors = (to_tensor(resize_and_crop(image, RESOLUTION, crop=False)) for image in images)
     model = fit_closed_form(tensors, preset, seed=args.seed)
     seconds = time.perf_counter() - start
 
@@ -85,9 +135,16 @@ def main() -> None:
     parser.add_argument(
         "--cards-only", action="store_true", help="write the cards again, from the metrics as they are"
     )
+    parser.add_argument("--learned", type=Path, help="write what the learned tokenizers begin with to this folder")
     args = parser.parse_args()
     if not (args.photos or args.cards_only):
         parser.error("--photos is required to fit")
+    if args.learned:
+        write_photos(args)
+        for preset in args.preset or PRESETS:
+            metrics = fit_gains(args, preset)
+            print(f"{preset}: PSNR {metrics['metrics']['psnr_dataset']:.2f} dB in {metrics['fit_seconds']} s")
+        return
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for preset in args.preset or PRESETS:
         name = f"pqgan-{preset}"

@@ -17,6 +17,14 @@ TINY = {
     "sample_size": 32,
 }
 KINDS = {
+    "gains": {"conv_networks": False, "patch_shortcut": True, "hidden_channels": 6, "gain_bands": 5},
+    "patch_networks": {
+        "conv_networks": False,
+        "patch_shortcut": True,
+        "gain_bands": 5,
+        "patch_network_channels": 8,
+        "patch_network_blocks": 1,
+    },
     "networks": {},
     "linear": {"conv_networks": False, "patch_shortcut": True},
     "hidden": {"conv_networks": False, "patch_shortcut": True, "hidden_channels": 6},

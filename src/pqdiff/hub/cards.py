@@ -14,12 +14,20 @@ _PAPER_PSNR = {"f8-d128-s64-k512": 37.4, "f16-d128-s64-k128": 28.3, "f32-d256-s6
 
 _HIDDEN_LIMIT = (
     " Its codewords stand for coefficients that the latents do not show: a little noise on the latents picks other "
-    "codewords, and snapping then loses more than not snapping (benchmarks/results/latent_noise.json). For a diffusion "
+    "codewords, and snapping then loses more than not snapping (benchmarks/results/latent_stats.json). For a diffusion "
     "model decode with `quantize=False`, or fit a plain one with `pqdiff fit --hidden-channels 0`."
 )
 
 
-def write_card(model, folder: str | Path, name: str, training: str, load: str, metrics: dict | None = None) -> None:
+def write_card(
+    model,
+    folder: str | Path,
+    name: str,
+    training: str,
+    load: str,
+    metrics: dict | None = None,
+    latents: dict | None = None,
+) -> None:
     """Write `README.md`, and `metrics.json` if there are metrics, beside the weights in `folder`.
 
     Args:
@@ -29,7 +37,12 @@ def write_card(model, folder: str | Path, name: str, training: str, load: str, m
         training: sentences that say how it was made.
         load: Python expression, e.g. a quoted folder or Hub id, that `from_pretrained` takes.
         metrics: what `evaluate_reconstruction` returned, with `data` describing the images.
+        latents: what `latent_rows` takes.
+
+    Raises:
+        ValueError: if `latents` were measured on another model.
     """
+    rows = latent_rows(latents, fingerprint(model)) if latents else None
     folder = Path(folder)
     results, evaluation = None, None
     if metrics:
@@ -89,6 +102,7 @@ def write_card(model, folder: str | Path, name: str, training: str, load: str, m
         load=load,
         training=training,
         results=results,
+        latents=rows,
         paper=paper
         and (
             f"PSNR {paper} dB for the trained PQGAN with the same F, d, S and K, on other images: the 50,000 validation "
@@ -102,3 +116,46 @@ def write_card(model, folder: str | Path, name: str, training: str, load: str, m
         ),
     )
     card.save(folder / "README.md")
+
+
+def latent_rows(latents: dict, expected: str) -> str:
+    """Markdown of what `benchmarks/latent_stats.py` measured on one model.
+
+    Args:
+        latents: its entry for the model, with `num_images`, `data` and `resolution` of the whole file.
+        expected: fingerprint of the model.
+
+    Raises:
+        ValueError: if the fingerprints differ.
+    """
+    if latents["fingerprint"] != expected:
+        raise ValueError(
+            f"latents were measured on a model with fingerprint {latents['fingerprint']}, this one has {expected}: "
+            "run benchmarks/latent_stats.py again"
+        )
+    channels, positions, noise = latents["latents"], latents["positions"], latents["psnr_under_noise"]
+    stds = [std for std in noise if float(std) in (0.0, 0.03, 0.1, 0.3, 0.5, 1.0)]
+    power = " / ".join("-" if value is None else f"{value:g}" for value in positions["power"].values())
+    neighbors = positions["lag_1_autocorrelation"]
+    rows = [
+        ("variance of the channels, smallest / median / largest",
+         " / ".join(f"{channels[f'variance_{key}']:.3g}" for key in ("min", "median", "max"))),
+        ("correlation of two channels, mean of the absolute values", f"{channels['mean_abs_correlation']:.3f}"),
+        (f"effective rank of the {len(channels['channel_variance'])} channels: of covariance, of correlation",
+         f"{channels['effective_rank']:.1f}, {channels['effective_rank_of_correlation']:.1f}"),
+        ("correlation of neighboring positions", "-" if neighbors is None else f"{neighbors:.3f}"),
+        (f"power at {' / '.join(positions['power'])} spatial frequencies, relative to white noise", power),
+        (f"PSNR in dB with noise of {' / '.join(stds)} on the latents, snapped to codewords",
+         " / ".join(f"{noise[std]['snapped']:.1f}" for std in stds)),
+        ("the same, not snapped", " / ".join(f"{noise[std]['free']:.1f}" for std in stds)),
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            f"Standardized latents of {latents['num_images']} images ({latents['data']}), {latents['resolution']} px; "
+            "noise relative to their standard deviation.",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {title} | {value} |" for title, value in rows),
+        ]
+    )

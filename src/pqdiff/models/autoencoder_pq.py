@@ -14,6 +14,7 @@ from torch import nn
 
 from ..quantizers import QuantizerOutput, build_quantizer
 from .outputs import AutoencoderPQForwardOutput, AutoencoderPQOutput, PQLatentDistribution
+from .patch_networks import KERNEL, PatchNetwork
 from .patch_transform import PatchTransform
 from .presets import preset_config
 from .standardization import LatentStandardization
@@ -38,6 +39,10 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         conv_networks: whether there are an encoder and a decoder network.
         patch_shortcut: whether there is a linear path from patches to latents and back.
         hidden_channels: coefficients per patch that codewords stand for beyond `latent_channels`; needs the shortcut.
+        gain_bands: bands of coefficients whose energies the first subspace codes, so that the others code coefficients
+            relative to them; 0 for none, else needs the shortcut and a product quantizer.
+        patch_network_channels: width of small networks at the resolution of the latents beside the linear path; 0 for none.
+        patch_network_blocks: residual blocks of each of the two.
         latent_channels: number of latent channels d.
         quantizer_type: registered name of the quantizer.
         quantizer_config: its constructor's arguments after `latent_channels`.
@@ -58,14 +63,16 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ResnetBlock2D", "PatchTransform"]
-    _keep_in_fp32_modules = ["quantizer", "standardization"]
-    _skip_layerwise_casting_patterns = ["quantizer", "standardization", "hidden_codewords"]
+    _keep_in_fp32_modules = ["quantizer", "standardization", "local_gains"]
+    _skip_layerwise_casting_patterns = ["quantizer", "standardization", "hidden_codewords", "local_gains"]
     _group_offload_block_modules = [
         "encoder",
         "decoder",
         "quant_conv",
         "post_quant_conv",
         "patch_transform",
+        "patch_encoder",
+        "patch_decoder",
         "quantizer",
     ]
 
@@ -84,6 +91,9 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         conv_networks: bool = True,
         patch_shortcut: bool = False,
         hidden_channels: int = 0,
+        gain_bands: int = 0,
+        patch_network_channels: int = 0,
+        patch_network_blocks: int = 2,
         latent_channels: int = 128,
         quantizer_type: str = "product",
         quantizer_config: dict = {"num_subspaces": 64, "codebook_size": 512},  # only read
@@ -101,8 +111,14 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         super().__init__()
         if not (conv_networks or patch_shortcut):
             raise ValueError("conv_networks and patch_shortcut are both False: nothing would encode; set one to True")
-        if hidden_channels and not patch_shortcut:
-            raise ValueError(f"hidden_channels ({hidden_channels}) needs patch_shortcut=True, else it must be 0")
+        beside_shortcut = {
+            "hidden_channels": hidden_channels,
+            "gain_bands": gain_bands,
+            "patch_network_channels": patch_network_channels,
+        }
+        for name, value in beside_shortcut.items():
+            if value and not patch_shortcut:
+                raise ValueError(f"{name} ({value}) needs patch_shortcut=True, else it must be 0")
         if patch_shortcut and in_channels != out_channels:
             raise ValueError(
                 f"patch_shortcut needs in_channels ({in_channels}) equal to out_channels ({out_channels})"
@@ -119,6 +135,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         _check_image_statistics(image_mean, image_std, in_channels)
 
         self.encoder = self.decoder = self.quant_conv = self.post_quant_conv = self.patch_transform = None
+        self.patch_encoder = self.patch_decoder = None
         if conv_networks:
             shared = {
                 "block_out_channels": block_out_channels,
@@ -133,9 +150,13 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
             self.post_quant_conv = nn.Conv2d(latent_channels, z_channels, 1)
             self.decoder = Decoder(z_channels, out_channels, up_block_types=up_block_types, **shared)
         if patch_shortcut:
-            self.patch_transform = PatchTransform(
-                in_channels, self.downsample_factor, latent_channels, self.quantizer, hidden_channels
+            self.patch_transform = path = PatchTransform(
+                in_channels, self.downsample_factor, latent_channels, self.quantizer, hidden_channels, gain_bands
             )
+            if patch_network_channels:
+                size = (patch_network_channels, patch_network_blocks)
+                self.patch_encoder = PatchNetwork(path.encoder_features, *size, path.coefficients)
+                self.patch_decoder = PatchNetwork(path.decoder_features, *size, path.synthesis.out_channels)
 
         self.use_slicing = False
         self.use_tiling = False
@@ -262,13 +283,15 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         tile, overlap = self._tile_cells()
         if not self.use_tiling or max(x.shape[2:]) <= tile * self.downsample_factor:
             return self._encode_tile(x)
-        channels = self.config.latent_channels
-        return run_tiled(self._encode_tile, x, self.downsample_factor, tile, overlap, channels, 1)
+        channels, halo = self.config.latent_channels, self._halo()
+        return run_tiled(self._encode_tile, x, self.downsample_factor, tile, overlap, channels, 1, halo)
 
     def _encode_tile(self, x: torch.Tensor) -> torch.Tensor:
         x = self._normalize(x)
         z = None if self.encoder is None else self.quant_conv(self.encoder(x))
-        return z if self.patch_transform is None else self.patch_transform.encode(x, self.quantizer, z)
+        if self.patch_transform is None:
+            return z
+        return self.patch_transform.encode(x, self.quantizer, z, self.patch_encoder)
 
     def _decode(self, z_q: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
         """Codes to image. The hidden coefficients, if any, travel beside the codes."""
@@ -279,10 +302,13 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
             z_q = torch.cat([z_q, hidden], dim=1)
         if not self.use_tiling or max(z_q.shape[2:]) <= tile:
             return self._decode_tile(z_q)
-        return run_tiled(self._decode_tile, z_q, 1, tile, overlap, self.config.out_channels, self.downsample_factor)
+        channels, halo = self.config.out_channels, self._halo()
+        return run_tiled(self._decode_tile, z_q, 1, tile, overlap, channels, self.downsample_factor, halo)
 
     def _decode_tile(self, codes: torch.Tensor) -> torch.Tensor:
-        image = None if self.patch_transform is None else self.patch_transform.decode(codes)
+        image = None
+        if self.patch_transform is not None:
+            image = self.patch_transform.decode(codes, self.quantizer, self.patch_decoder)
         if self.decoder is not None:
             detail = self.decoder(self.post_quant_conv(codes[:, : self.config.latent_channels]))
             image = detail if image is None else image + detail
@@ -293,6 +319,10 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         tile = max(2, self.tile_sample_min_size // self.downsample_factor)
         overlap = 0 if self.encoder is None else min(tile - 1, max(1, int(tile * self.tile_overlap_factor)))
         return tile, overlap
+
+    def _halo(self) -> int:
+        """Neighbors to each side that a position sees through the patch networks, in positions."""
+        return 0 if self.patch_encoder is None else self.config.patch_network_blocks * (KERNEL // 2)
 
     def _normalize(self, x: torch.Tensor) -> torch.Tensor:
         if self.config.image_mean is None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from ..quantizers.nearest import nearest_codewords
 from .autoencoder_pq import AutoencoderPQ
+from .gain_fit import fit_relative, in_order
 from .kmeans import fit_codebooks
 from .presets import closed_form_config
 
@@ -28,13 +29,16 @@ class PatchStatistics:
         patch_size: side F in pixels.
         sample_size: number of patches to keep, uniformly from all that were seen.
         generator: source of the sample's randomness and of the grids' offsets.
+        grids: placements of the grid on each image; None for 1, and 2 for patches larger than 8.
     """
 
-    def __init__(self, patch_size: int, sample_size: int, generator: torch.Generator):
+    def __init__(self, patch_size: int, sample_size: int, generator: torch.Generator, grids: int | None = None):
         self.patch_size = patch_size
         self.sample_size = sample_size
         self.generator = generator
-        self.grids = 1 if patch_size <= 8 else 2  # larger patches are fewer: look at two placements of the grid
+        self.grids = grids or (
+            1 if patch_size <= 8 else 2
+        )  # larger patches are fewer: look at two placements of the grid
         self.count = 0
         size = 3 * patch_size**2
         self._sum = torch.zeros(size, dtype=torch.float64)
@@ -75,6 +79,11 @@ class PatchStatistics:
         self._prune()
         return self._kept[0].float() / 127.5 - 1
 
+    def projected(self, mean: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+        """Kept patches without `mean` (3 F^2,), in the coordinates of `basis` (3 F^2, n), a few at a time."""
+        self._prune()
+        return torch.cat([(part.float() / 127.5 - 1 - mean) @ basis for part in self._kept[0].split(8192)])
+
     def _random_offset(self, side: int) -> int:
         room = min(self.patch_size, side - self.patch_size + 1)
         return int(torch.randint(room, (1,), generator=self.generator))
@@ -102,6 +111,8 @@ def fit_closed_form(
     scaling_exponent: float = 0.0,
     sample_size: int | None = None,
     seed: int = 0,
+    gain_bands: int = 0,
+    grids: int | None = None,
     on_step: Callable[[str, int, int], None] = lambda stage, step, steps: None,
 ) -> AutoencoderPQ:
     """Fit the linear path and the codebooks of a preset to images.
@@ -113,6 +124,8 @@ def fit_closed_form(
         scaling_exponent: gamma of the latents' standardization.
         sample_size: patches for k-means; None for about 48 MiB of them, at most 150,000.
         seed: makes the result reproducible.
+        gain_bands: bands of components whose energies the first subspace codes (`gain_fit.py`); 0 for none.
+        grids: placements of the grid of patches on each image; None for 1, and 2 for patches larger than 8.
         on_step: told `(stage, step, steps)` as work proceeds; `steps` is 0 where the total is unknown.
 
     Returns:
@@ -121,11 +134,11 @@ def fit_closed_form(
     Raises:
         ValueError: if there are no images, or fewer patches than codewords.
     """
-    config = closed_form_config(preset, hidden_channels)
+    config = {**closed_form_config(preset, hidden_channels), "gain_bands": gain_bands}
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     generator = torch.Generator().manual_seed(seed)
     sample_size = sample_size or min(150_000, 3 * 2**26 // (3 * factor**2))
-    statistics = PatchStatistics(factor, sample_size, generator)
+    statistics = PatchStatistics(factor, sample_size, generator, grids)
     for step, image in enumerate(images, start=1):
         statistics.update(image)
         on_step("reading patches", step, 0)
@@ -137,6 +150,25 @@ def fit_closed_form(
     on_step("principal components", 1, 1)
 
     num_subspaces = config["quantizer_config"]["num_subspaces"]
+    if gain_bands:
+        width -= width // num_subspaces
+        variances, components = variances[:width].float(), components[:, :width].float()
+        steps = iter(range(1, sum(_ITERATIONS) + 1))
+        gains, order, codebooks, vectors = fit_relative(
+            statistics.projected(mean.float(), components),
+            variances,
+            num_subspaces,
+            config["quantizer_config"]["codebook_size"],
+            gain_bands,
+            balanced_groups,
+            generator,
+            on_step=lambda: on_step("k-means", next(steps), sum(_ITERATIONS)),
+        )
+        model = _assemble(config, mean.float(), components[:, order.flatten()], codebooks, vectors, scaling_exponent)
+        visible = config["latent_channels"] // num_subspaces
+        places = torch.cat([order[:, :visible].flatten(), order[:, visible:].flatten()])
+        model.patch_transform.local_gains = in_order(gains, places)
+        return model.eval()
     order = balanced_groups(variances.clamp_min(1e-12).tolist(), num_subspaces)  # (S, width / S)
     basis = components[:, order.flatten()].float()  # (3 F^2, width), one subspace after the other
     coefficients = (statistics.sample() - mean.float()) @ basis
@@ -178,7 +210,7 @@ def _assemble(config, mean, basis, codebooks, vectors, scaling_exponent) -> Auto
     """The model of a basis (3 F^2, width) and codebooks (S, K, width / S) in the order of the subspaces."""
     visible = config["latent_channels"] // len(codebooks)  # coordinates per subspace that the latents show
     quantized = codebooks[..., :visible]
-    columns = torch.arange(basis.shape[1]).view(len(codebooks), -1)
+    columns = torch.arange(basis.shape[1]).view(-1, codebooks.shape[2])
     order = torch.cat([columns[:, :visible].flatten(), columns[:, visible:].flatten()])
     basis = basis[:, order]
 

@@ -13,6 +13,7 @@ def run_tiled(
     overlap: int,
     out_channels: int,
     out_cell: int,
+    halo: int = 0,
 ) -> torch.Tensor:
     """`function(x)` computed tile by tile.
 
@@ -26,6 +27,8 @@ def run_tiled(
         overlap: cells that neighboring tiles share; there each fades linearly into the other.
         out_channels: channels of the output.
         out_cell: side of a cell of the output: 1 when encoding, F when decoding.
+        halo: cells around a tile that the function sees but whose output is dropped. If a cell's output depends on no
+            cells farther away, tiles without overlap give exactly what the whole would.
 
     Returns:
         The output `(B, out_channels, H / cell * out_cell, W / cell * out_cell)` in the dtype of x.
@@ -35,7 +38,12 @@ def run_tiled(
     weights = torch.zeros(rows * out_cell, columns * out_cell, dtype=torch.float32, device=x.device)
     for top, bottom in _intervals(rows, tile, overlap):
         for left, right in _intervals(columns, tile, overlap):
-            part = function(x[:, :, top * cell : bottom * cell, left * cell : right * cell])
+            above, before = min(halo, top), min(halo, left)
+            rows_seen = slice((top - above) * cell, min(bottom + halo, rows) * cell)
+            columns_seen = slice((left - before) * cell, min(right + halo, columns) * cell)
+            part = function(x[:, :, rows_seen, columns_seen])
+            part = part[:, :, above * out_cell :, before * out_cell :]
+            part = part[:, :, : (bottom - top) * out_cell, : (right - left) * out_cell]
             window = torch.outer(
                 _fade(top, bottom, rows, overlap, out_cell, x.device),
                 _fade(left, right, columns, overlap, out_cell, x.device),
