@@ -28,9 +28,7 @@ def parse(argv=None):
     parser.add_argument("--kl_weight", type=float, default=1e-5, help="of the KL term, a mean over latents")
     parser.add_argument("--init", help="folder of an autoencoder to go on from, in place of --model")
     parser.add_argument("--freeze_encoder", action="store_true", help="train the decoder alone: the latents stay")
-    parser.add_argument(
-        "--recolor", action="store_true", help="change the colors of half of the pictures at random"
-    )
+    parser.add_argument("--recolor", action="store_true", help="change the colors of half of the pictures at random")
     parser.add_argument("--model", type=structured, default={}, help="constructor arguments of AutoencoderKL")
     return parser.parse(argv)
 

@@ -118,6 +118,15 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path, capsys)
     assert "no complete checkpoint" in capsys.readouterr().out
 
 
+def test_resume_with_other_arguments_says_which(tmp_path, capsys):
+    train(open_session(tmp_path), 2)
+    assert "other arguments" not in capsys.readouterr().out
+    open_session(tmp_path, resume=True)
+    assert "other arguments" not in capsys.readouterr().out
+    open_session(tmp_path, resume=True, batch_size=3)
+    assert "batch_size: 4 -> 3" in capsys.readouterr().out
+
+
 def test_the_limit_of_checkpoints_is_kept(tmp_path):
     train(open_session(tmp_path, checkpointing_steps=1, checkpoints_total_limit=3))
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [

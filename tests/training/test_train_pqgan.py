@@ -1,5 +1,7 @@
 """`training/train_pqgan.py` trains autoencoders: what learns when, what is measured, and what is left behind."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from pqdiff import AutoencoderPQ
 from pqdiff.data.images import normalize, to_tensor
 from pqdiff.data.scenes import SceneDataset
 from pqdiff.models.closed_form import fit_closed_form
+from pqdiff.training.autoencoders import build_autoencoder, weight_groups
 from pqdiff.training.session import run
 from tests.tiny import SIDE, tiny_autoencoder
 from tests.training.pqgan import (
@@ -78,6 +81,24 @@ def test_a_weight_of_0_trains_without_discriminator(tmp_path):
     assert not (tmp_path / "checkpoint-00000002" / "model_1.safetensors").exists()
     assert not (tmp_path / "discriminator").exists()
     assert "disc_loss" not in steps_of(tmp_path)[-1]
+
+
+def test_patch_networks_learn_in_the_groups_of_encoder_and_decoder():
+    model = AutoencoderPQ.from_preset(
+        "f8-d8-s4-k16", conv_networks=False, patch_shortcut=True, patch_network_channels=8, patch_network_blocks=1
+    )
+    groups = {name: {id(p) for p in parameters} for name, parameters in weight_groups(model).items()}
+    assert groups["encoder"] == {id(p) for p in model.patch_encoder.parameters()}
+    assert groups["decoder"] == {id(p) for p in model.patch_decoder.parameters()}
+    assert sum(map(len, groups.values())) == len(list(model.parameters()))
+
+
+def test_the_closed_form_has_the_gains_that_the_model_asks_for():
+    args = SimpleNamespace(init="closed_form", preset="f8-d8-s4-k16", model={"gain_bands": 3}, seed=0, resolution=64)
+    images = (SceneDataset(8, 64)[i]["image"] for i in range(8))
+    model = build_autoencoder(args, images)
+    assert model.config.gain_bands == 3
+    assert model.patch_transform.local_gains.profile.weight.abs().sum() > 0
 
 
 def test_a_learning_rate_of_0_freezes_a_group(tmp_path):

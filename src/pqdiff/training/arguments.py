@@ -124,13 +124,30 @@ def check_keys(flag: str, given: Any, known: list[str]) -> None:
 
 def write_config(args: argparse.Namespace, path: Path) -> None:
     """The arguments as a file that `--config` takes."""
+    path.write_text(yaml.safe_dump(_plain(args), sort_keys=True))
+
+
+def changed_arguments(args: argparse.Namespace, path: Path) -> list[str]:
+    """What differs from the arguments in a file of `write_config`, as `name: before -> now`; nothing without a file."""
+    try:
+        before = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return []
+    if not isinstance(before, dict):
+        return []
+    now = _plain(args)
+    return [f"{key}: {before[key]} -> {now[key]}" for key in now if key in before and before[key] != now[key]]
+
+
+def _plain(args: argparse.Namespace) -> dict:
+    """The arguments as what YAML can hold."""
     values = {key: value for key, value in vars(args).items() if key not in ("config", "resume")}
     for key, value in values.items():
         if isinstance(value, Path):
             values[key] = str(value)
         elif isinstance(value, tuple):
             values[key] = list(value)
-    path.write_text(yaml.safe_dump(values, sort_keys=True))
+    return values
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -52,7 +52,8 @@ def build_autoencoder(args, images: Iterable[Image.Image]) -> AutoencoderPQ:
         if not args.preset:
             raise ValueError("--init closed_form needs --preset, e.g. f8-d128-s64-k512")
         pixels = (to_tensor(resize_and_crop(image, args.resolution, crop=False)) for image in images)
-        source = fit_closed_form(pixels, args.preset, args.model.get("hidden_channels"), seed=args.seed)
+        shape = {key: args.model[key] for key in ("hidden_channels", "gain_bands") if key in args.model}
+        source = fit_closed_form(pixels, args.preset, **shape, seed=args.seed)
         torch.manual_seed(args.seed)
     else:
         from ..hub.resolve import load_autoencoder
@@ -108,7 +109,8 @@ def weight_groups(model: AutoencoderPQ) -> dict[str, list[nn.Parameter]]:
         elif name.startswith("patch_transform."):
             groups["linear"].append(parameter)
         else:
-            groups["encoder" if name.startswith(("encoder.", "quant_conv.")) else "decoder"].append(parameter)
+            encodes = name.startswith(("encoder.", "quant_conv.", "patch_encoder."))
+            groups["encoder" if encodes else "decoder"].append(parameter)
     return groups
 
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from tqdm.auto import tqdm
 
-from .arguments import write_config
+from .arguments import changed_arguments, write_config
 from .batches import Layout
 from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from .ema import EMA
@@ -73,8 +73,10 @@ class Session:
                 f"--output_dir {self.output_dir}: holds checkpoints of a run: add --resume to go on with it, "
                 "or choose another folder"
             )
+        changed = []
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
+            changed = changed_arguments(args, self.output_dir / "config.yaml") if args.resume else []
             write_config(args, self.output_dir / "config.yaml")
         self.progress = tqdm(
             total=total_steps,
@@ -82,6 +84,11 @@ class Session:
             mininterval=0.2 if sys.stderr.isatty() else 60,  # a log file needs fewer lines than a person
             disable=not self.accelerator.is_main_process,
         )
+        if changed:
+            self.say(
+                f"this run began with other arguments ({', '.join(changed)}): from here on the new ones count, and the "
+                "result is that of neither"
+            )
         if args.report_to and not self.accelerator.log_with:
             raise ValueError(f"--report_to ({args.report_to}): that tracker is not installed")
         if self.accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
