@@ -65,12 +65,24 @@ def evaluate(pipeline, scenes: list[Scene], args) -> dict:
     results["seconds_per_picture"] = round((time.perf_counter() - start) / len(scenes), 4)
     results["right"] = rounded(count_right(read_scenes(pictures), scenes))
     if isinstance(pipeline.vae, AutoencoderPQ):
+        results["bits_per_pixel"] = pipeline.vae.bits_per_pixel
+    if isinstance(pipeline.vae, AutoencoderPQ) and not args.snapped_only:
         plain = paint(pipeline, scenes, args.steps, args.guidance, args.batch_size, quantize_latents=False)
         results["right_without_snapping"] = rounded(count_right(read_scenes(plain), scenes))
-        results["bits_per_pixel"] = pipeline.vae.bits_per_pixel
     kept = read_scenes(reconstructed(pipeline.vae, scenes, resolution))
     results["autoencoder_alone"] = rounded(count_right(kept, scenes))
     return results, pictures
+
+
+def save(args, results: dict) -> None:
+    """Write what was measured, with what the file has of the same protocol: pipelines can be measured in parts."""
+    protocol = {key: getattr(args, key) for key in ("num_prompts", "steps", "guidance")}
+    earlier = json.loads(args.output.read_text()) if args.output.exists() else {}
+    if earlier.get("protocol") == protocol:
+        results = {**earlier["pipelines"], **results}
+    results = {name: results[name] for name in sorted(results, key=lambda n: (*PIPELINES, n).index(n))}
+    document = {"machine": describe_machine(), "protocol": protocol, "pipelines": results}
+    args.output.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def rounded(fractions: dict[str, float]) -> dict[str, float]:
@@ -84,6 +96,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: 25)")
     parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale (default: 2)")
     parser.add_argument("--batch_size", type=int, default=100, help="default: 100")
+    parser.add_argument("--snapped_only", action="store_true", help="leave out pictures of latents as they are")
     parser.add_argument("--output", type=Path, help="file for the results as JSON")
     parser.add_argument("--grid", type=Path, help="picture of the first prompts")
     args = parser.parse_args()
@@ -97,14 +110,8 @@ def main() -> None:
         shown.append(pictures)
         right = results[Path(name).name]["right"]
         print(f"{name:16}", *(f"{key} {right[key]:.3f}" for key in (*ATTRIBUTES, "all")), flush=True)
-    if args.output:
-        protocol = {key: getattr(args, key) for key in ("num_prompts", "steps", "guidance")}
-        earlier = json.loads(args.output.read_text()) if args.output.exists() else {}
-        if earlier.get("protocol") == protocol:  # measured in parts
-            results = {**earlier["pipelines"], **results}
-        results = {name: results[name] for name in sorted(results, key=lambda n: (*PIPELINES, n).index(n))}
-        document = {"machine": describe_machine(), "protocol": protocol, "pipelines": results}
-        args.output.write_text(json.dumps(document, indent=2) + "\n")
+        if args.output:
+            save(args, results)
     if args.grid:
         from pqdiff.data.images import to_image
 

@@ -12,7 +12,6 @@ CONFIGS = Path(adapt_sd.__file__).parent / "configs"
 OTHERS = {
     "tiny_suite/kl.yaml": train_kl,
     "tiny_suite/kl_colors.yaml": train_kl,
-    "tiny_suite/kl_decoder.yaml": train_kl,
     "tiny_suite/ldm.yaml": train_ldm,
 }
 FILES = [path.relative_to(CONFIGS).as_posix() for path in sorted(CONFIGS.rglob("*.yaml"))]
