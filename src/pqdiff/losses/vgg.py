@@ -119,15 +119,7 @@ def load_vgg16(path: str | Path, sha256: str | None = None) -> tuple[VGG16Featur
     try:
         tensors = _read(path)
         network.load_state_dict({name: tensors[name].float() for name in network.state_dict()})
-    except (
-        SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        EOFError,
-    ) as error:
+    except _UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} does not hold VGG16's weights: {type(error).__name__} {reason}") from None
     return network.eval().requires_grad_(False), digest
