@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+SHORT = 0.05  # seconds: a shorter call follows an untimed one of its own, since others' calls have emptied the caches
 
 
 def interleaved_times(
@@ -22,6 +23,9 @@ def interleaved_times(
     clock: str = "wall",
 ) -> dict[str, list[float]]:
     """Seconds of every call in every round but a first, which warms up; every other round runs backwards.
+
+    Calls shorter than `SHORT` are timed right after an untimed call of the same: their time is what the code takes, not
+    what the call before them left in the caches.
 
     Args:
         calls: what to time, by name. Their results are freed outside of the timed stretch.
@@ -46,9 +50,12 @@ def interleaved_times(
     now = CLOCKS[clock]
     times: dict[str, list[float]] = {name: [] for name in calls}
     names, spent, done = list(calls), 0.0, -int(warm_up)
+    latest: dict[str, float] = {}
     while done < least_rounds or (spent < seconds and done < most_rounds):
         for name in names if done % 2 else reversed(names):
             with (contexts or {}).get(name, contextlib.nullcontext)():
+                if latest.get(name, SHORT) < SHORT:
+                    calls[name]()
                 wait()
                 start = now()
                 for _ in range(repeats):
@@ -56,6 +63,7 @@ def interleaved_times(
                 wait()
                 elapsed = now() - start
                 del result
+            latest[name] = elapsed / repeats
             if done >= 0:
                 times[name].append(elapsed / repeats)
                 spent += elapsed

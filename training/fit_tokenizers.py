@@ -5,10 +5,8 @@
 Every tenth photo of --photos in name order is left out of the fit and measured on: shorter side to 256 px by Lanczos,
 center crop, 8-bit output. That is the protocol behind every number of record in this project.
 
-    python training/fit_tokenizers.py --photos PHOTOS/imagenet --also PHOTOS/bsds --learned runs/learned
-
-writes what the learned tokenizers begin with instead: photos at their final size, runs/learned/photos/{train,held_out},
-and closed forms with gains, runs/learned/gains-PRESET. Then training/configs/pqgan/learned-PRESET.yaml.
+Two kinds: `plain`, one linear transform for all patches, for diffusion models; and `adaptive`, with classes of patches
+(src/pqdiff/models/patch_classes.py), for pictures.
 """
 
 import argparse
@@ -18,7 +16,6 @@ import shutil
 import time
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from pqdiff.data.files import atomic_folder
@@ -27,18 +24,21 @@ from pqdiff.hub.cards import write_card
 from pqdiff.metrics.protocol import evaluate_reconstruction
 from pqdiff.models import PRESETS, AutoencoderPQ
 from pqdiff.models.closed_form import fit_closed_form
+from pqdiff.models.patch_classes import CANDIDATES
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / "src" / "pqdiff" / "checkpoints"
 CARDS = ROOT / "model_cards"
 RESULTS = ROOT / "benchmarks" / "results" / "tokenizers.json"
 RESOLUTION, HOLD_OUT = 256, 10
-# Of the closed forms with gains: hidden channels, bands, placements of the grid on each photo, patches for k-means.
-GAINS = {
-    "f8-d128-s64-k512": (64, 20, 2, 250_000),
-    "f16-d128-s64-k128": (128, 16, 4, 150_000),
-    "f16-d256-s128-k128": (128, 20, 4, 150_000),
-    "f32-d256-s64-k256": (128, 16, 4, 130_000),
+KINDS = {"plain": "", "adaptive": "-adaptive"}  # and the ends of their names
+BASES = 16
+# Of the adaptive ones: placements of the grid of patches on each photo, patches of the sample.
+SAMPLES = {
+    "f8-d128-s64-k512": (2, 250_000),
+    "f16-d128-s64-k128": (4, 150_000),
+    "f16-d256-s128-k128": (4, 150_000),
+    "f32-d256-s64-k256": (4, 130_000),
 }
 
 
@@ -54,51 +54,24 @@ def training_photos(args):
     return itertools.chain(photos(args.photos, held_out=False), *(map(_second, iterate_images(f)) for f in args.also))
 
 
-def write_photos(args) -> None:
-    """Photos as training crops and measures them, so that no step decodes and scales large files."""
-    parts = {"train": (training_photos(args), False), "held_out": (photos(args.photos, held_out=True), True)}
-    for name, (images, crop) in parts.items():
-        folder = args.learned / "photos" / name
-        if folder.exists():
-            continue
-        with atomic_folder(folder) as temporary:
-            for number, image in enumerate(tqdm(images, desc=name)):
-                resized = resize_and_crop(image, RESOLUTION, crop=crop)
-                resized.save(temporary / f"{number:05d}.png", compress_level=1)
-
-
-def fit_gains(args, preset: str) -> dict:
-    """Fit and save what the learned tokenizer of one preset begins with, and return its metrics."""
-    start = time.perf_counter()
-    hidden_channels, bands, grids, sample_size = GAINS[preset]
-    paths = sorted((args.learned / "photos" / "train").iterdir())
-    tensors = (to_tensor(Image.open(path)) for path in tqdm(paths, desc=preset))
-    model = fit_closed_form(
-        tensors, preset, hidden_channels, seed=args.seed, gain_bands=bands, grids=grids, sample_size=sample_size
-    )
-    seconds = time.perf_counter() - start
-    folder = args.learned / f"gains-{preset}"
-    shutil.rmtree(folder, ignore_errors=True)
-    with atomic_folder(folder) as temporary:
-        model.save_pretrained(temporary)
-        metrics = evaluate_reconstruction(model, photos(args.photos, held_out=True), RESOLUTION)
-        metrics["data"] = f"every {HOLD_OUT}th of {args.photos.name}, left out of the fit"
-        metrics["fit_seconds"] = round(seconds, 1)
-        (temporary / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    return metrics
-
-
 def fit(args, preset: str, name: str) -> dict:
     """Fit one preset, write its folder and card, and return its metrics."""
     start = time.perf_counter()
     images = tqdm(training_photos(args), desc=name)
     tensors = (to_tensor(resize_and_crop(image, RESOLUTION, crop=False)) for image in images)
-    model = fit_closed_form(tensors, preset, seed=args.seed)
+    options = {}
+    if name.endswith(KINDS["adaptive"]):
+        options = dict(zip(("grids", "sample_size"), SAMPLES[preset], strict=True), class_bases=BASES)
+    model = fit_closed_form(tensors, preset, seed=args.seed, **options)
     seconds = time.perf_counter() - start
 
     folder = CHECKPOINTS / name
     shutil.rmtree(folder, ignore_errors=True)
     with atomic_folder(folder) as temporary:
+        if model.config.class_bases:  # many bases, which lose nothing that can be seen
+            path = model.patch_transform
+            for part in (path.analysis, path.synthesis, path.patch_classes):
+                part.half()
         model.save_pretrained(temporary)
     model = AutoencoderPQ.from_pretrained(folder).eval()
     metrics = evaluate_reconstruction(model, photos(args.photos, held_out=True), RESOLUTION)
@@ -109,12 +82,23 @@ def fit(args, preset: str, name: str) -> dict:
 
 def write_cards(model, name: str, metrics: dict, seed: int) -> None:
     """The card beside the weights, and its copy in model_cards."""
+    size = f"{model.downsample_factor} x {model.downsample_factor}"
+    recipe = (
+        f"principal components of {size} patches, dealt out to the subspaces with equal products of variances, and k-means "
+        "in each."
+    )
+    if model.config.class_bases:
+        recipe = (
+            f"the first token says which of {model.quantizer.codebook_sizes[0]} classes a {size} patch is (a mixture of "
+            f"Gaussians in {model.config.class_bases} orthonormal bases), the others code its coefficients in that basis "
+            "relative to that class, dealt out to the subspaces with equal products of variances, and k-means in each. "
+            f"The encoder tries the {CANDIDATES} likeliest classes. It is made for pictures; a diffusion model should "
+            "have the latents of the plain tokenizer of the same preset."
+        )
     training = (
         f"Fitted by `training/fit_tokenizers.py` (seed {seed}) to ImageNet sample images, one per class and without "
-        f"those measured on below, and to the Berkeley Segmentation Data Set, shorter side {RESOLUTION} px: principal "
-        f"components of {model.downsample_factor} x {model.downsample_factor} patches, dealt out to the subspaces with "
-        "equal products of variances, and k-means in each. Both photo sets are for non-commercial research; no photo is "
-        "part of the model."
+        f"those measured on below, and to the Berkeley Segmentation Data Set, shorter side {RESOLUTION} px: {recipe} "
+        "Both photo sets are for non-commercial research; no photo is part of the model."
     )
     folder = CHECKPOINTS / name
     write_card(model, folder, name, training, f'pqdiff.bundled("{name}")', metrics)
@@ -135,25 +119,23 @@ def main() -> None:
     parser.add_argument(
         "--cards-only", action="store_true", help="write the cards again, from the metrics as they are"
     )
-    parser.add_argument("--learned", type=Path, help="write what the learned tokenizers begin with to this folder")
+    parser.add_argument("--only", choices=KINDS, help="one kind; default: both")
     args = parser.parse_args()
     if not (args.photos or args.cards_only):
         parser.error("--photos is required to fit")
-    if args.learned:
-        write_photos(args)
-        for preset in args.preset or PRESETS:
-            metrics = fit_gains(args, preset)
-            print(f"{preset}: PSNR {metrics['metrics']['psnr_dataset']:.2f} dB in {metrics['fit_seconds']} s")
-        return
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for preset in args.preset or PRESETS:
-        name = f"pqgan-{preset}"
+    kinds = [args.only] if args.only else KINDS
+    for preset, kind in itertools.product(args.preset or PRESETS, kinds):
+        name = f"pqgan-{preset}{KINDS[kind]}"
         if args.cards_only:
             model = AutoencoderPQ.from_pretrained(CHECKPOINTS / name).eval()
             write_cards(model, name, json.loads((CHECKPOINTS / name / "metrics.json").read_text()), args.seed)
             continue
-        results[name] = fit(args, preset, name)
-        print(f"{name}: PSNR {results[name]['metrics']['psnr_dataset']:.2f} dB in {results[name]['fit_seconds']} s")
+        measured = fit(args, preset, name)
+        print(f"{name}: PSNR {measured['metrics']['psnr_dataset']:.2f} dB in {measured['fit_seconds']} s")
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}  # another run may have written meanwhile
+        results[name] = measured
+        order = [f"pqgan-{preset}{end}" for end in KINDS.values() for preset in PRESETS]
+        results = {name: results[name] for name in sorted(results, key=order.index)}
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -17,11 +17,16 @@ TINY = {
     "sample_size": 32,
 }
 KINDS = {
-    "gains": {"conv_networks": False, "patch_shortcut": True, "hidden_channels": 6, "gain_bands": 5},
+    "classes": {
+        "conv_networks": False,
+        "patch_shortcut": True,
+        "hidden_channels": 6,
+        "class_bases": 4,
+        "class_components": 10,
+    },
     "patch_networks": {
         "conv_networks": False,
         "patch_shortcut": True,
-        "gain_bands": 5,
         "patch_network_channels": 8,
         "patch_network_blocks": 1,
     },
@@ -39,6 +44,8 @@ def build(kind: str, **overrides) -> AutoencoderPQ:
     model = AutoencoderPQ(**{**TINY, **KINDS[kind], **statistics, **overrides})
     if model.patch_transform is not None and model.patch_transform.hidden_codewords is not None:
         torch.nn.init.normal_(model.patch_transform.hidden_codewords)
+    if model.patch_transform is not None and model.patch_transform.patch_classes is not None:
+        torch.nn.init.normal_(model.patch_transform.patch_classes.log_scales, std=0.5)
     return model.eval()
 
 

@@ -93,12 +93,12 @@ def test_patch_networks_learn_in_the_groups_of_encoder_and_decoder():
     assert sum(map(len, groups.values())) == len(list(model.parameters()))
 
 
-def test_the_closed_form_has_the_gains_that_the_model_asks_for():
-    args = SimpleNamespace(init="closed_form", preset="f8-d8-s4-k16", model={"gain_bands": 3}, seed=0, resolution=64)
+def test_the_closed_form_has_the_classes_that_the_model_asks_for():
+    args = SimpleNamespace(init="closed_form", preset="f8-d8-s4-k16", model={"class_bases": 2}, seed=0, resolution=64)
     images = (SceneDataset(8, 64)[i]["image"] for i in range(8))
     model = build_autoencoder(args, images)
-    assert model.config.gain_bands == 3
-    assert model.patch_transform.local_gains.profile.weight.abs().sum() > 0
+    assert model.config.class_bases == 2
+    assert model.patch_transform.patch_classes.log_scales.std() > 0
 
 
 def test_a_learning_rate_of_0_freezes_a_group(tmp_path):

@@ -133,6 +133,10 @@ def fit(
     hidden_channels: Annotated[
         int | None, typer.Option(help="Coefficients per patch beyond the latents; default: preset's.")
     ] = None,
+    class_bases: Annotated[
+        int,
+        typer.Option(help="Bases of classes of patches, e.g. 16: better pictures at the same rate; 0: none.", min=0),
+    ] = 0,
     scaling_exponent: Annotated[
         float, typer.Option(help="0: one scale for all latent channels; 1: unit variance each.")
     ] = 0.0,
@@ -148,7 +152,7 @@ def fit(
     from ..models.presets import closed_form_config
 
     for name in preset:
-        closed_form_config(name, hidden_channels)  # a wrong name stops the command before the work starts
+        closed_form_config(name, hidden_channels, class_bases)  # a wrong name stops the command before the work starts
     folders = [output if len(preset) == 1 else output / f"pqgan-{name}" for name in preset]
     for folder in folders:
         check_new_folder(folder)  # before minutes of work
@@ -161,9 +165,13 @@ def fit(
                 if not (exclude_every and i % exclude_every == 0)
             )
             on_step = lambda stage, step, steps, name=name, show=show: show(f"{name}: {stage}", step, steps)  # noqa: E731
-            model = fit_closed_form(images, name, hidden_channels, scaling_exponent, seed=seed, on_step=on_step)
+            shape = {"hidden_channels": hidden_channels, "class_bases": class_bases}
+            model = fit_closed_form(
+                images, name, **shape, scaling_exponent=scaling_exponent, seed=seed, on_step=on_step
+            )
             model.save_pretrained(temporary)
             command = f"pqdiff fit {Path(source).name} --preset {name} --resolution {resolution} --seed {seed}"
+            command += f" --class-bases {class_bases}" * bool(class_bases)
             write_card(model, temporary, folder.name, f"Fitted by `{command}`.", f'"{folder.name}"')
         fitted.append({"preset": name, "folder": str(folder), "fingerprint": fingerprint(model)})
     if json:

@@ -39,8 +39,9 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         conv_networks: whether there are an encoder and a decoder network.
         patch_shortcut: whether there is a linear path from patches to latents and back.
         hidden_channels: coefficients per patch that codewords stand for beyond `latent_channels`; needs the shortcut.
-        gain_bands: bands of coefficients whose energies the first subspace codes, so that the others code coefficients
-            relative to them; 0 for none, else needs the shortcut and a product quantizer.
+        class_bases: bases of the classes of patches that the first subspace codes, so that the others code coefficients
+            relative to them; 0 for none, else needs the shortcut alone and a product quantizer.
+        class_components: principal components of a patch that those bases turn.
         patch_network_channels: width of small networks at the resolution of the latents beside the linear path; 0 for none.
         patch_network_blocks: residual blocks of each of the two.
         latent_channels: number of latent channels d.
@@ -63,8 +64,8 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ResnetBlock2D", "PatchTransform"]
-    _keep_in_fp32_modules = ["quantizer", "standardization", "local_gains"]
-    _skip_layerwise_casting_patterns = ["quantizer", "standardization", "hidden_codewords", "local_gains"]
+    _keep_in_fp32_modules = ["quantizer", "standardization"]
+    _skip_layerwise_casting_patterns = ["quantizer", "standardization", "hidden_codewords"]
     _group_offload_block_modules = [
         "encoder",
         "decoder",
@@ -91,7 +92,8 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         conv_networks: bool = True,
         patch_shortcut: bool = False,
         hidden_channels: int = 0,
-        gain_bands: int = 0,
+        class_bases: int = 0,
+        class_components: int = 0,
         patch_network_channels: int = 0,
         patch_network_blocks: int = 2,
         latent_channels: int = 128,
@@ -113,12 +115,17 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
             raise ValueError("conv_networks and patch_shortcut are both False: nothing would encode; set one to True")
         beside_shortcut = {
             "hidden_channels": hidden_channels,
-            "gain_bands": gain_bands,
+            "class_bases": class_bases,
             "patch_network_channels": patch_network_channels,
         }
         for name, value in beside_shortcut.items():
             if value and not patch_shortcut:
                 raise ValueError(f"{name} ({value}) needs patch_shortcut=True, else it must be 0")
+        if class_bases and (conv_networks or patch_network_channels):
+            raise ValueError(
+                f"class_bases ({class_bases}) codes patches without networks: set conv_networks=False and "
+                "patch_network_channels=0, or class_bases=0"
+            )
         if patch_shortcut and in_channels != out_channels:
             raise ValueError(
                 f"patch_shortcut needs in_channels ({in_channels}) equal to out_channels ({out_channels})"
@@ -151,12 +158,18 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
             self.decoder = Decoder(z_channels, out_channels, up_block_types=up_block_types, **shared)
         if patch_shortcut:
             self.patch_transform = path = PatchTransform(
-                in_channels, self.downsample_factor, latent_channels, self.quantizer, hidden_channels, gain_bands
+                in_channels,
+                self.downsample_factor,
+                latent_channels,
+                self.quantizer,
+                hidden_channels,
+                class_bases,
+                class_components,
             )
             if patch_network_channels:
                 size = (patch_network_channels, patch_network_blocks)
-                self.patch_encoder = PatchNetwork(path.encoder_features, *size, path.coefficients)
-                self.patch_decoder = PatchNetwork(path.decoder_features, *size, path.synthesis.out_channels)
+                self.patch_encoder = PatchNetwork(path.coefficients, *size, path.coefficients)
+                self.patch_decoder = PatchNetwork(path.coefficients, *size, path.synthesis.out_channels)
 
         self.use_slicing = False
         self.use_tiling = False

@@ -3,7 +3,8 @@
 Principal components of F x F patches, dealt out to the subspaces so that each has the same product of variances
 (optimized product quantization, Ge et al. 2013, parametric solution), then k-means per subspace. With hidden channels a
 codeword stands for more components than the latents show: at few bits per patch the components that d channels cannot
-hold cost more than the quantization of those they can.
+hold cost more than the quantization of those they can. With classes the first codeword says what kind of patch this is
+(`class_fit.py`).
 """
 
 import heapq
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 
 from ..quantizers.nearest import nearest_codewords
 from .autoencoder_pq import AutoencoderPQ
-from .gain_fit import fit_relative, in_order
+from .class_fit import class_codewords, fit_classes
 from .kmeans import fit_codebooks
 from .presets import closed_form_config
 
@@ -111,7 +112,7 @@ def fit_closed_form(
     scaling_exponent: float = 0.0,
     sample_size: int | None = None,
     seed: int = 0,
-    gain_bands: int = 0,
+    class_bases: int = 0,
     grids: int | None = None,
     on_step: Callable[[str, int, int], None] = lambda stage, step, steps: None,
 ) -> AutoencoderPQ:
@@ -124,7 +125,7 @@ def fit_closed_form(
         scaling_exponent: gamma of the latents' standardization.
         sample_size: patches for k-means; None for about 48 MiB of them, at most 150,000.
         seed: makes the result reproducible.
-        gain_bands: bands of components whose energies the first subspace codes (`gain_fit.py`); 0 for none.
+        class_bases: bases of the classes of patches that the first subspace codes; 0 for no classes.
         grids: placements of the grid of patches on each image; None for 1, and 2 for patches larger than 8.
         on_step: told `(stage, step, steps)` as work proceeds; `steps` is 0 where the total is unknown.
 
@@ -134,7 +135,7 @@ def fit_closed_form(
     Raises:
         ValueError: if there are no images, or fewer patches than codewords.
     """
-    config = {**closed_form_config(preset, hidden_channels), "gain_bands": gain_bands}
+    config = closed_form_config(preset, hidden_channels, class_bases)
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     generator = torch.Generator().manual_seed(seed)
     sample_size = sample_size or min(150_000, 3 * 2**26 // (3 * factor**2))
@@ -145,30 +146,15 @@ def fit_closed_form(
     mean, covariance = statistics.mean_and_covariance()
     on_step("principal components", 0, 1)
     variances, components = torch.linalg.eigh(covariance)
-    width = config["latent_channels"] + config["hidden_channels"]
+    width = config["class_components"] or config["latent_channels"] + config["hidden_channels"]
     variances, components = variances.flip(0)[:width], components.flip(1)[:, :width]  # descending
     on_step("principal components", 1, 1)
 
     num_subspaces = config["quantizer_config"]["num_subspaces"]
-    if gain_bands:
-        width -= width // num_subspaces
-        variances, components = variances[:width].float(), components[:, :width].float()
-        steps = iter(range(1, sum(_ITERATIONS) + 1))
-        gains, order, codebooks, vectors = fit_relative(
-            statistics.projected(mean.float(), components),
-            variances,
-            num_subspaces,
-            config["quantizer_config"]["codebook_size"],
-            gain_bands,
-            balanced_groups,
-            generator,
-            on_step=lambda: on_step("k-means", next(steps), sum(_ITERATIONS)),
+    if class_bases:
+        return _fit_with_classes(
+            config, statistics, mean.float(), components.float(), scaling_exponent, generator, on_step
         )
-        model = _assemble(config, mean.float(), components[:, order.flatten()], codebooks, vectors, scaling_exponent)
-        visible = config["latent_channels"] // num_subspaces
-        places = torch.cat([order[:, :visible].flatten(), order[:, visible:].flatten()])
-        model.patch_transform.local_gains = in_order(gains, places)
-        return model.eval()
     order = balanced_groups(variances.clamp_min(1e-12).tolist(), num_subspaces)  # (S, width / S)
     basis = components[:, order.flatten()].float()  # (3 F^2, width), one subspace after the other
     coefficients = (statistics.sample() - mean.float()) @ basis
@@ -183,6 +169,38 @@ def fit_closed_form(
         on_step=lambda: on_step("k-means", next(steps), sum(_ITERATIONS)),
     )
     return _assemble(config, mean.float(), basis, codebooks, vectors, scaling_exponent).eval()
+
+
+def _fit_with_classes(config, statistics, mean, components, scaling_exponent, generator, on_step) -> AutoencoderPQ:
+    """The model of components (3 F^2, P) with classes of patches."""
+    num_subspaces, codebook_size = (config["quantizer_config"][key] for key in ("num_subspaces", "codebook_size"))
+    width = (config["latent_channels"] + config["hidden_channels"]) // num_subspaces
+    done: dict[str, int] = {}
+
+    def on_round(stage: str) -> None:
+        done[stage] = done.get(stage, 0) + 1
+        on_step(f"fitting {stage}", done[stage], 0)
+
+    fitted = fit_classes(
+        statistics.projected(mean, components),
+        width * (num_subspaces - 1),
+        num_subspaces,
+        codebook_size,
+        config["class_bases"],
+        balanced_groups,
+        generator,
+        on_round,
+    )
+    # As strong as the strongest coefficients; only what the latents show: the token alone says which class it is.
+    visible = config["latent_channels"] // num_subspaces
+    names = torch.zeros(codebook_size, width)
+    strongest = fitted.vectors.square().mean(dim=2).max().sqrt()
+    names[:, :visible] = class_codewords(fitted.classes, visible, float(strongest))
+    codebooks = torch.cat([names[None], fitted.codebooks])
+    vectors = torch.cat([names[fitted.tokens].T[None], fitted.vectors])
+    model = _assemble(config, mean, components, codebooks, vectors, scaling_exponent)
+    model.patch_transform.patch_classes.load_state_dict(fitted.classes.state_dict())
+    return model.eval()
 
 
 def balanced_groups(variances: list[float], num_groups: int) -> torch.Tensor:
@@ -207,12 +225,13 @@ def balanced_groups(variances: list[float], num_groups: int) -> torch.Tensor:
 
 
 def _assemble(config, mean, basis, codebooks, vectors, scaling_exponent) -> AutoencoderPQ:
-    """The model of a basis (3 F^2, width) and codebooks (S, K, width / S) in the order of the subspaces."""
+    """The model of a basis (3 F^2, width) and codebooks (S, K, width / S) in the order of the subspaces; with classes the
+    basis has an order of its own."""
     visible = config["latent_channels"] // len(codebooks)  # coordinates per subspace that the latents show
     quantized = codebooks[..., :visible]
-    columns = torch.arange(basis.shape[1]).view(-1, codebooks.shape[2])
-    order = torch.cat([columns[:, :visible].flatten(), columns[:, visible:].flatten()])
-    basis = basis[:, order]
+    if not config["class_bases"]:
+        columns = torch.arange(basis.shape[1]).view(-1, codebooks.shape[2])
+        basis = basis[:, torch.cat([columns[:, :visible].flatten(), columns[:, visible:].flatten()])]
 
     indices = nearest_codewords(vectors[None], codebooks)[0]  # (S, N)
     counts = torch.stack([torch.bincount(index, minlength=codebooks.shape[1]) for index in indices]).double()

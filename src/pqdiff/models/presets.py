@@ -14,6 +14,13 @@ _PRESETS = {
     "f16-d256-s128-k128": (16, 256, 128, 128, (128, 128, 256, 256, 512), 128),
     "f32-d256-s64-k256": (32, 256, 64, 256, (128, 128, 256, 256, 512, 512), 0),
 }
+# Hidden channels and principal components where patches have classes.
+_WITH_CLASSES = {
+    "f8-d128-s64-k512": (64, 192),
+    "f16-d128-s64-k128": (128, 512),
+    "f16-d256-s128-k128": (128, 576),
+    "f32-d256-s64-k256": (128, 640),
+}
 PRESETS = tuple(_PRESETS)
 _SCHEME = re.compile(r"f(\d+)-d(\d+)-s(\d+)-k(\d+)")
 _LEVELS = {
@@ -42,23 +49,42 @@ def preset_config(name: str) -> dict:
     }
 
 
-def closed_form_config(name: str, hidden_channels: int | None = None) -> dict:
+def closed_form_config(name: str, hidden_channels: int | None = None, class_bases: int = 0) -> dict:
     """Constructor arguments of `AutoencoderPQ` with the linear path alone.
 
     Args:
         name: preset.
         hidden_channels: coefficients per patch beyond the latent channels; None for what suits the preset best.
+        class_bases: bases of the classes of patches; 0 for no classes.
+
+    Raises:
+        ValueError: for an unknown name, and for numbers that do not fit it.
     """
     config = preset_config(name)
-    factor, latent_channels, num_subspaces, *_, hidden = _look_up(name)
+    factor, latent_channels, num_subspaces, codebook_size, _, hidden = _look_up(name)
+    components, most = 0, 3 * factor**2 - latent_channels
+    if class_bases:
+        hidden, components = _WITH_CLASSES.get(name, (0, min(3 * factor**2, 2 * latent_channels)))
+        if class_bases < 0 or codebook_size % class_bases or num_subspaces < 2:
+            raise ValueError(
+                f"class_bases ({class_bases}) must be 0 or divide K = {codebook_size}, with S = {num_subspaces} at least 2"
+            )
     if hidden_channels is not None:
-        hidden, most = hidden_channels, 3 * factor**2 - latent_channels
+        hidden = hidden_channels
         if hidden % num_subspaces or not 0 <= hidden <= most:
             raise ValueError(
                 f"hidden_channels ({hidden}) must be a multiple of num_subspaces ({num_subspaces}), "
                 f"from 0 to {most} for {name}"
             )
-    return {**config, "conv_networks": False, "patch_shortcut": True, "hidden_channels": hidden}
+        components = max(components, latent_channels + hidden) if class_bases else 0
+    return {
+        **config,
+        "conv_networks": False,
+        "patch_shortcut": True,
+        "hidden_channels": hidden,
+        "class_bases": class_bases,
+        "class_components": components,
+    }
 
 
 def _look_up(name: str) -> tuple:

@@ -52,7 +52,7 @@ def build_autoencoder(args, images: Iterable[Image.Image]) -> AutoencoderPQ:
         if not args.preset:
             raise ValueError("--init closed_form needs --preset, e.g. f8-d128-s64-k512")
         pixels = (to_tensor(resize_and_crop(image, args.resolution, crop=False)) for image in images)
-        shape = {key: args.model[key] for key in ("hidden_channels", "gain_bands") if key in args.model}
+        shape = {key: args.model[key] for key in ("hidden_channels", "class_bases") if key in args.model}
         source = fit_closed_form(pixels, args.preset, **shape, seed=args.seed)
         torch.manual_seed(args.seed)
     else:

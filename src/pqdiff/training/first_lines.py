@@ -29,7 +29,7 @@ def say_what_runs(
         f"autoencoder: {sum(sizes.values()):,} parameters: " + ", ".join(f"{n} {c:,}" for n, c in sizes.items())
     )
     session.say("learning rates: " + ", ".join(f"{group['name']} {group['peak']:g}" for group in groups))
-    snapped = autoencoder.config.hidden_channels and not autoencoder.config.gain_bands
+    snapped = autoencoder.config.hidden_channels and not autoencoder.config.class_bases
     if snapped and any(group["name"] == "codebooks" for group in groups):
         session.say(
             "with hidden_channels only the hidden parts of codewords learn: what the latents show of them stays"
