@@ -24,7 +24,6 @@ from pqdiff.hub.cards import write_card
 from pqdiff.metrics.protocol import evaluate_reconstruction
 from pqdiff.models import PRESETS, AutoencoderPQ
 from pqdiff.models.closed_form import fit_closed_form
-from pqdiff.models.patch_classes import CANDIDATES
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / "src" / "pqdiff" / "checkpoints"
@@ -92,8 +91,8 @@ def write_cards(model, name: str, metrics: dict, seed: int) -> None:
             f"the first token says which of {model.quantizer.codebook_sizes[0]} classes a {size} patch is (a mixture of "
             f"Gaussians in {model.config.class_bases} orthonormal bases), the others code its coefficients in that basis "
             "relative to that class, dealt out to the subspaces with equal products of variances, and k-means in each. "
-            f"The encoder tries the {CANDIDATES} likeliest classes. It is made for pictures; a diffusion model should "
-            "have the latents of the plain tokenizer of the same preset."
+            f"The encoder tries the {model.config.class_candidates} likeliest classes. Made for pictures; a diffusion "
+            "model should have the latents of the plain tokenizer of the same preset."
         )
     training = (
         f"Fitted by `training/fit_tokenizers.py` (seed {seed}) to ImageNet sample images, one per class and without "

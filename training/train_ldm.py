@@ -4,7 +4,8 @@
         --dataset runs/kl-cache --autoencoder runs/kl/vae --output_dir runs/base
 
 The result, OUTPUT_DIR/pipeline, is a stock Stable Diffusion pipeline. `--model` gives the constructor arguments of its
-parts: `unet`, `text_encoder` and `scheduler`. The tokenizer is that of the scenes, or `--tokenizer FOLDER`.
+parts: `unet`, `text_encoder` and `scheduler`. The tokenizer is that of the scenes, or `--tokenizer FOLDER`. `--init`
+goes on from the parts of a trained pipeline instead.
 """
 
 from pathlib import Path
@@ -15,7 +16,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pqdiff import AutoencoderPQ
+from pqdiff.checkpoints import BUNDLED_PIPELINES, bundled
 from pqdiff.data.scene_tokenizer import build_scene_tokenizer
+from pqdiff.pipelines.fit import check_fit
 from pqdiff.pipelines.variants import Stage
 from pqdiff.training.arguments import TrainerParser, check_keys, construct, structured
 from pqdiff.training.diffusion import DiffusionObjective
@@ -33,6 +36,9 @@ def parse(argv=None):
     add_data_arguments(parser)
     add_validation_arguments(parser)
     parser.add_argument("--autoencoder", required=False, help="folder or Hub id of AutoencoderKL or AutoencoderPQ")
+    parser.add_argument(
+        "--init", help="shipped name, folder or Hub id of a pipeline to go on from; default: fresh parts"
+    )
     parser.add_argument("--tokenizer", default=None, help="folder or Hub id of a CLIP tokenizer")
     parser.add_argument("--model", type=structured, default={}, help="constructor arguments of the parts")
     parser.add_argument("--resolution", type=int, default=64, help="side of the pictures in pixels")
@@ -106,12 +112,13 @@ def main(argv=None) -> None:
 
 
 def build_pipeline(args) -> StableDiffusionPipeline:
-    """Fresh UNet and text encoder around a trained autoencoder."""
+    """Fresh UNet and text encoder around a trained autoencoder, or those of `--init`, with its own autoencoder if no other
+    is given."""
+    if args.init:
+        return load_pipeline(args)
     if not args.autoencoder:
         raise ValueError("--autoencoder is missing: give the folder or Hub id of the autoencoder of the latents")
-    config = AutoencoderKL.load_config(args.autoencoder)
-    autoencoder_class = AutoencoderPQ if config.get("_class_name") == "AutoencoderPQ" else AutoencoderKL
-    vae = autoencoder_class.from_pretrained(args.autoencoder).eval().requires_grad_(False)
+    vae = load_autoencoder(args.autoencoder)
     if args.tokenizer:
         tokenizer = CLIPTokenizer.from_pretrained(args.tokenizer)
     else:
@@ -146,6 +153,27 @@ def build_pipeline(args) -> StableDiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def load_pipeline(args) -> StableDiffusionPipeline:
+    """A trained pipeline to go on from, in fp32."""
+    for flag in ("model", "tokenizer"):
+        if getattr(args, flag):
+            raise ValueError(f"--{flag}: --init {args.init} says already what the parts are")
+    place = bundled(args.init) if args.init in BUNDLED_PIPELINES else args.init
+    pipeline = StableDiffusionPipeline.from_pretrained(place, torch_dtype=torch.float32)
+    if args.autoencoder:
+        pipeline.vae = load_autoencoder(args.autoencoder)
+        check_fit(pipeline.vae, pipeline.text_encoder, pipeline.unet, pipeline.scheduler)
+    pipeline.vae.eval().requires_grad_(False)
+    return pipeline
+
+
+def load_autoencoder(source: str) -> AutoencoderKL | AutoencoderPQ:
+    """Frozen autoencoder of latents, by folder or Hub id."""
+    config = AutoencoderKL.load_config(source)
+    autoencoder_class = AutoencoderPQ if config.get("_class_name") == "AutoencoderPQ" else AutoencoderKL
+    return autoencoder_class.from_pretrained(source).eval().requires_grad_(False)
 
 
 if __name__ == "__main__":

@@ -90,10 +90,10 @@ def test_likeliest_classes_are_those_of_the_gaussian_density():
 def test_the_encoder_takes_the_candidate_that_reconstructs_best():
     """Against a search through every class one by one."""
     torch.manual_seed(0)
-    classes = PatchClasses(10, 8, 6, 3)
+    classes = PatchClasses(10, 8, 6, 3, candidates=6)
     classes.log_scales.normal_(std=0.7)
     codewords, x = torch.randn(2, 16, 4), torch.randn(2, 10, 30)
-    chosen, relative, indices = classes.encode(x, codewords, candidates=6)
+    chosen, relative, indices = classes.encode(x, codewords)
     errors = []
     for k in range(6):
         rotation, scales = classes.rotations[k // 2], classes.log_scales[k].exp()[:, None]
@@ -182,6 +182,7 @@ def test_weighted_k_means_moves_codewords_to_what_counts():
         ({"patch_network_channels": 8}, r"class_bases \(4\) codes patches without networks"),
         ({"class_bases": 3}, r"class_bases \(3\) must divide codebook_size \(16\)"),
         ({"class_bases": -1}, r"class_bases \(-1\)"),
+        ({"class_candidates": 17}, r"class_candidates \(17\) must be from 1 to the 16 classes"),
         ({"class_components": 7}, r"class_components \(7\) must be from 8 to 48"),
         ({"class_components": 49}, r"class_components \(49\) must be from 8 to 48"),
         ({"quantizer_config": {"num_subspaces": 1, "codebook_size": 8}}, r"num_subspaces \(1\)"),

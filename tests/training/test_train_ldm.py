@@ -115,6 +115,15 @@ def test_two_processes_train_as_one(models, trained, tmp_path):
     ]
 
 
+def test_training_goes_on_from_a_pipeline(trained, models, tmp_path):
+    options = {"autoencoder": None, "model": None, "init": trained / "pipeline", "steps": 1, "learning_rate": 1e-6}
+    train_ldm.main(ldm_flags(models, tmp_path, **options, weight_decay=0))
+    for part in ("unet", "text_encoder"):
+        found, expected = weights_of(tmp_path / "pipeline" / part), weights_of(trained / "pipeline" / part)
+        assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+        assert any(not torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_latents_may_be_product_quantized(models, tmp_path):
     train_ldm.main(ldm_flags(models, tmp_path, autoencoder=models / "linear", steps=1, mixed_precision="bf16"))
     assert weights_of(tmp_path / "pipeline" / "unet")["conv_in.weight"].shape[1] == 8
@@ -132,6 +141,8 @@ def test_validation_pictures_are_painted(models, tmp_path):
         ({"autoencoder": None}, "--autoencoder is missing"),
         ({"autoencoder": "nowhere"}, "nowhere"),
         ({"dataset": None}, "--dataset is missing"),
+        ({"init": "tiny-base"}, "--model: --init tiny-base says already"),
+        ({"init": "tiny-bas", "model": None}, "tiny-bas"),
         ({"model": {"unett": {}}}, "--model: unknown key unett: did you mean unet?"),
         ({"model": {"unet": {"layers_per_blok": 1}}}, "layers_per_blok: did you mean layers_per_block?"),
         ({"model": {**MODEL, "text_encoder": {"hiden_size": 8}}}, "did you mean hidden_size?"),

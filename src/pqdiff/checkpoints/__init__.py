@@ -7,6 +7,8 @@ from pathlib import Path
 _FOLDER = Path(__file__).parent
 
 BUNDLED = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/config.json")))
+# With classes of patches: the best pictures at a rate. The others have the latents that diffusion models should see.
+ADAPTIVE = tuple(name for name in BUNDLED if name.endswith("-adaptive"))
 BUNDLED_PIPELINES = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/model_index.json")))
 
 

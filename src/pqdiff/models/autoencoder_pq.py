@@ -42,6 +42,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         class_bases: bases of the classes of patches that the first subspace codes, so that the others code coefficients
             relative to them; 0 for none, else needs the shortcut alone and a product quantizer.
         class_components: principal components of a patch that those bases turn.
+        class_candidates: classes that `encode` tries on every patch; the one that reconstructs best is taken.
         patch_network_channels: width of small networks at the resolution of the latents beside the linear path; 0 for none.
         patch_network_blocks: residual blocks of each of the two.
         latent_channels: number of latent channels d.
@@ -94,6 +95,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         hidden_channels: int = 0,
         class_bases: int = 0,
         class_components: int = 0,
+        class_candidates: int = 8,
         patch_network_channels: int = 0,
         patch_network_blocks: int = 2,
         latent_channels: int = 128,
@@ -165,6 +167,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
                 hidden_channels,
                 class_bases,
                 class_components,
+                class_candidates,
             )
             if patch_network_channels:
                 size = (patch_network_channels, patch_network_blocks)

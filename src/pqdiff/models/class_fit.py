@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from .kmeans import fit_codebooks
-from .patch_classes import CANDIDATES, PatchClasses
+from .patch_classes import PatchClasses
 
 _STEADY = 3  # leading components are the patch's mean color: it says nothing about the texture
 _DIRECTIONS = 16  # components whose products tell textures apart at the start
@@ -41,6 +41,7 @@ def fit_classes(
     subspaces: int,
     codebook_size: int,
     bases: int,
+    candidates: int,
     groups: Callable[[list[float], int], torch.Tensor],
     generator: torch.Generator,
     on_step: Callable[[str], None] = lambda stage: None,
@@ -53,11 +54,12 @@ def fit_classes(
         subspaces: S, with that of the classes.
         codebook_size: K: classes, and codewords of every other subspace.
         bases: number of bases; divides K.
+        candidates: number of classes that the encoder tries.
         groups: deals variances out to subspaces, as `balanced_groups` does.
         generator: source of all randomness.
         on_step: told the stage before each of its rounds.
     """
-    model = PatchClasses(components.shape[1], coefficients, codebook_size, bases)
+    model = PatchClasses(components.shape[1], coefficients, codebook_size, bases, candidates)
     distortion = _water_level(components, subspaces * math.log2(codebook_size))
     texture = _textures(components, bases, generator, on_step)
     levels = torch.ones(len(components))
@@ -75,13 +77,15 @@ def fit_classes(
                 for part in components.split(_CHUNK)
             ]
         )
-    order = codebooks = None
     for step in range(_ROUNDS["codebooks"]):
         on_step("codebooks")
         if step:
             _fit_scales(model, components, members, distortion)
         canonical = _strengths(model, components, members)  # (M,), mean squares
-        order = groups((canonical / canonical.min() * math.e).tolist(), subspaces - 1).flatten()
+        descending = canonical.argsort(descending=True)
+        # Shifted so that all logarithms are positive: else the fullest group would look like the emptiest.
+        shares = canonical[descending] / canonical.min() * math.e
+        order = descending[groups(shares.tolist(), subspaces - 1).flatten()]
         _reorder(model, order, canonical[order])
         codebooks, vectors = _fit_codebooks(model, components, members, subspaces - 1, codebook_size, generator)
         found = [_encode(model, part, codebooks) for part in components.split(_CHUNK // 4)]
@@ -247,5 +251,5 @@ def _fit_codebooks(model, components, members, subspaces, codebook_size, generat
 
 def _encode(model, rows: torch.Tensor, codebooks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Classes `(n,)` that reconstruct patches best, and their relative coefficients `(S - 1, D, n)`."""
-    classes, relative, _ = model.encode(rows.T[None].contiguous(), codebooks, CANDIDATES)
+    classes, relative, _ = model.encode(rows.T[None].contiguous(), codebooks)
     return classes[0], relative[0]

@@ -20,6 +20,7 @@ from .class_fit import class_codewords, fit_classes
 from .kmeans import fit_codebooks
 from .presets import closed_form_config
 
+_PRODUCT_ROWS = 1024  # patches whose products are summed at once: large patches are few per image
 _ITERATIONS = (12, 8)  # of k-means: on a quarter of the sample, on all of it
 
 
@@ -44,6 +45,7 @@ class PatchStatistics:
         size = 3 * patch_size**2
         self._sum = torch.zeros(size, dtype=torch.float64)
         self._products = torch.zeros(size, size, dtype=torch.float64)
+        self._waiting: list[torch.Tensor] = []  # not yet in the sums
         self._kept: list[torch.Tensor] = []  # uint8 patches
         self._keys: list[torch.Tensor] = []  # a random key each; the smallest stay
 
@@ -68,6 +70,7 @@ class PatchStatistics:
             raise ValueError(
                 f"{self.count} patches are too few to fit anything: give at least one image of normal size"
             )
+        self._multiply()
         mirrored = torch.arange(len(self._sum)).view(-1, self.patch_size).flip(1).flatten()
         mean = self._sum / self.count
         covariance = self._products / self.count - mean[:, None] * mean
@@ -94,10 +97,18 @@ class PatchStatistics:
         self._keys.append(torch.rand(len(patches), generator=self.generator, dtype=torch.float64))
         if sum(map(len, self._keys)) > 2 * self.sample_size:
             self._prune()
-        patches = patches / 127.5 - 1
         self.count += len(patches)
-        self._sum += patches.sum(dim=0, dtype=torch.float64)
-        self._products += patches.T @ patches  # fp32 within an image, float64 across images
+        self._waiting.append(patches)
+        if sum(map(len, self._waiting)) >= _PRODUCT_ROWS:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Take the patches that wait into the sums: in fp32 among them, in float64 across."""
+        if self._waiting:
+            patches = torch.cat(self._waiting) / 127.5 - 1
+            self._sum += patches.sum(dim=0, dtype=torch.float64)
+            self._products += patches.T @ patches
+            self._waiting = []
 
     def _prune(self) -> None:
         keys, kept = torch.cat(self._keys), torch.cat(self._kept)
@@ -187,6 +198,7 @@ def _fit_with_classes(config, statistics, mean, components, scaling_exponent, ge
         num_subspaces,
         codebook_size,
         config["class_bases"],
+        config["class_candidates"],
         balanced_groups,
         generator,
         on_round,

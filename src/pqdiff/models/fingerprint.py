@@ -9,6 +9,7 @@ from torch import nn
 # Arguments that came after the first models, at the values that change nothing: codes of those models stay readable.
 _ADDED_LATER = {
     "class_bases": 0,
+    "class_candidates": 8,
     "class_components": 0,
     "gain_bands": 0,
     "patch_network_channels": 0,

@@ -12,8 +12,6 @@ from torch import nn
 from ..quantizers.codeword_statistics import look_up
 from ..quantizers.nearest import nearest_codewords
 
-CANDIDATES = 8  # classes that the encoder tries; the one that reconstructs best is taken
-
 
 class PatchClasses(nn.Module):
     """Maps components of patches to coefficients relative to a class, and back. Computes in fp32 whatever its weights are.
@@ -25,12 +23,13 @@ class PatchClasses(nn.Module):
         coefficients: number of coefficients M that are coded.
         classes: number of classes K.
         bases: number of orthonormal bases; divides K.
+        candidates: number of the likeliest classes that `encode` tries.
 
     Raises:
         ValueError: if the numbers do not fit each other.
     """
 
-    def __init__(self, components: int, coefficients: int, classes: int, bases: int):
+    def __init__(self, components: int, coefficients: int, classes: int, bases: int, candidates: int = 8):
         super().__init__()
         if bases < 1 or classes % bases:
             raise ValueError(f"class_bases ({bases}) must divide codebook_size ({classes}), or be 0 for no classes")
@@ -38,6 +37,9 @@ class PatchClasses(nn.Module):
             raise ValueError(
                 f"class_components ({components}) must be at least the {coefficients} coefficients of the other subspaces"
             )
+        if not 1 <= candidates <= classes:
+            raise ValueError(f"class_candidates ({candidates}) must be from 1 to the {classes} classes")
+        self.candidates = candidates
         self.rotations = nn.Parameter(torch.empty(bases, coefficients, components))
         self.log_scales = nn.Parameter(torch.zeros(classes, coefficients))
         # Of every coefficient with its coding error, and of one that is left out, for likelihoods.
@@ -77,14 +79,13 @@ class PatchClasses(nn.Module):
         return costs.topk(min(number, len(logs)), dim=1, largest=False).indices
 
     def encode(
-        self, components: torch.Tensor, codewords: torch.Tensor, candidates: int = CANDIDATES
+        self, components: torch.Tensor, codewords: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Class, relative coefficients and tokens of patches.
+        """Class, relative coefficients and tokens of patches: of the likeliest classes the one that reconstructs best.
 
         Args:
             components: `(B, P, n)`, fp32.
             codewords: of the relative coefficients, `(S - 1, K, D)`: coefficients of a subspace follow each other.
-            candidates: number of classes to try.
 
         Returns:
             Classes `(B, n)`, relative coefficients `(B, S - 1, D, n)`, and their indices `(B, S - 1, n)`.
@@ -92,7 +93,7 @@ class PatchClasses(nn.Module):
         everywhere = self.coefficients(components)
         energy = components.square().sum(dim=1)  # (B, n)
         best = None
-        for classes in self.likeliest(components, everywhere, candidates).unbind(dim=1):
+        for classes in self.likeliest(components, everywhere, self.candidates).unbind(dim=1):
             basis = self._basis(classes)[:, None, None].expand(-1, 1, everywhere.shape[2], -1)
             coefficients = everywhere.gather(1, basis)[:, 0]  # (B, M, n)
             scales = self.scales(classes)

@@ -28,6 +28,7 @@ class PatchTransform(nn.Module):
             subspaces; 0 for none.
         class_bases: number of bases of the classes; 0 for no classes, else a `ProductQuantizer` is needed.
         class_components: number of principal components of a patch that the bases turn; needed with classes.
+        class_candidates: number of classes that are tried.
 
     Raises:
         ValueError: if hidden channels or classes are asked of another quantizer, or do not divide among the subspaces.
@@ -42,6 +43,7 @@ class PatchTransform(nn.Module):
         hidden_channels: int = 0,
         class_bases: int = 0,
         class_components: int = 0,
+        class_candidates: int = 8,
     ):
         super().__init__()
         self.patch_size = patch_size
@@ -69,7 +71,9 @@ class PatchTransform(nn.Module):
                     f"class_components ({class_components}) must be from {self.coefficients} to {pixels} with class_bases"
                 )
             rows = class_components
-            self.patch_classes = PatchClasses(rows, self.coefficients, quantizer.codebook_size, class_bases)
+            self.patch_classes = PatchClasses(
+                rows, self.coefficients, quantizer.codebook_size, class_bases, class_candidates
+            )
         self.analysis = PointwiseConv(pixels, rows)
         self.synthesis = PointwiseConv(rows, pixels)
         self.hidden_codewords = None

@@ -14,12 +14,12 @@ _PRESETS = {
     "f16-d256-s128-k128": (16, 256, 128, 128, (128, 128, 256, 256, 512), 128),
     "f32-d256-s64-k256": (32, 256, 64, 256, (128, 128, 256, 256, 512, 512), 0),
 }
-# Hidden channels and principal components where patches have classes.
+# Where patches have classes: hidden channels, principal components, and classes that the encoder tries.
 _WITH_CLASSES = {
-    "f8-d128-s64-k512": (64, 192),
-    "f16-d128-s64-k128": (128, 512),
-    "f16-d256-s128-k128": (128, 576),
-    "f32-d256-s64-k256": (128, 640),
+    "f8-d128-s64-k512": (64, 192, 8),
+    "f16-d128-s64-k128": (128, 512, 8),
+    "f16-d256-s128-k128": (128, 576, 8),
+    "f32-d256-s64-k256": (128, 632, 32),
 }
 PRESETS = tuple(_PRESETS)
 _SCHEME = re.compile(r"f(\d+)-d(\d+)-s(\d+)-k(\d+)")
@@ -62,9 +62,10 @@ def closed_form_config(name: str, hidden_channels: int | None = None, class_base
     """
     config = preset_config(name)
     factor, latent_channels, num_subspaces, codebook_size, _, hidden = _look_up(name)
-    components, most = 0, 3 * factor**2 - latent_channels
+    components, candidates, most = 0, 8, 3 * factor**2 - latent_channels
     if class_bases:
-        hidden, components = _WITH_CLASSES.get(name, (0, min(3 * factor**2, 2 * latent_channels)))
+        general = (0, min(3 * factor**2, 2 * latent_channels), min(8, codebook_size))
+        hidden, components, candidates = _WITH_CLASSES.get(name, general)
         if class_bases < 0 or codebook_size % class_bases or num_subspaces < 2:
             raise ValueError(
                 f"class_bases ({class_bases}) must be 0 or divide K = {codebook_size}, with S = {num_subspaces} at least 2"
@@ -84,6 +85,7 @@ def closed_form_config(name: str, hidden_channels: int | None = None, class_base
         "hidden_channels": hidden,
         "class_bases": class_bases,
         "class_components": components,
+        "class_candidates": candidates,
     }
 
 
