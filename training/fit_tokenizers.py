@@ -24,11 +24,13 @@ from pqdiff.hub.cards import write_card
 from pqdiff.metrics.protocol import evaluate_reconstruction
 from pqdiff.models import PRESETS, AutoencoderPQ
 from pqdiff.models.closed_form import fit_closed_form
+from pqdiff.models.fingerprint import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / "src" / "pqdiff" / "checkpoints"
 CARDS = ROOT / "model_cards"
 RESULTS = ROOT / "benchmarks" / "results" / "tokenizers.json"
+LATENTS = ROOT / "benchmarks" / "results" / "latent_stats.json"
 RESOLUTION, HOLD_OUT = 256, 10
 KINDS = {"plain": "", "adaptive": "-adaptive"}  # and the ends of their names
 BASES = 16
@@ -100,9 +102,20 @@ def write_cards(model, name: str, metrics: dict, seed: int) -> None:
         "Both photo sets are for non-commercial research; no photo is part of the model."
     )
     folder = CHECKPOINTS / name
-    write_card(model, folder, name, training, f'pqdiff.bundled("{name}")', metrics)
+    write_card(
+        model, folder, name, training, f'pqdiff.bundled("{name}")', metrics, latents=latent_statistics(model, name)
+    )
     CARDS.mkdir(exist_ok=True)
     shutil.copy(folder / "README.md", CARDS / f"{name}.md")
+
+
+def latent_statistics(model, name: str) -> dict | None:
+    """What `benchmarks/latent_stats.py` measured on these very weights, if it did: run it, then this with --cards-only."""
+    document = json.loads(LATENTS.read_text()) if LATENTS.exists() else {"autoencoders": {}}
+    entry = document["autoencoders"].get(name)
+    if entry is None or entry["fingerprint"] != fingerprint(model):
+        return None
+    return {**{key: document[key] for key in ("num_images", "data", "resolution")}, **entry}
 
 
 def _second(pair):

@@ -88,8 +88,9 @@ def write_card(
         name=name,
         summary=(
             f"An image tokenizer with product-quantized latents, {model.bits_per_pixel:g} bits per pixel, fitted in "
-            "closed form: a linear transform of patches and one small codebook per subspace. It has no networks and saw "
-            "no gradient."
+            "closed form: a linear transform of patches"
+            + (", chosen by the class of each," if model.config.class_bases else "")
+            + " and one small codebook per subspace. It has no networks and saw no gradient."
         ),
         factor=model.downsample_factor,
         latent_channels=model.config.latent_channels,
