@@ -23,7 +23,7 @@ def awake(kind: str, **overrides) -> AutoencoderPQ:
     return model
 
 
-@pytest.mark.parametrize("kind", ["linear", "hidden", "gains"])
+@pytest.mark.parametrize("kind", ["linear", "hidden"])
 @torch.no_grad()
 def test_training_starts_from_exactly_what_the_linear_path_does(kind, images):
     plain = build(kind)
@@ -36,7 +36,7 @@ def test_training_starts_from_exactly_what_the_linear_path_does(kind, images):
     assert torch.equal(model.decode(output.latents).sample, plain.decode(expected.latents).sample)
 
 
-@pytest.mark.parametrize("kind", ["linear", "hidden", "gains"])
+@pytest.mark.parametrize("kind", ["linear", "hidden"])
 @torch.no_grad()
 def test_tokens_and_latents_decode_alike(kind, images):
     model = awake(kind)
@@ -45,7 +45,7 @@ def test_tokens_and_latents_decode_alike(kind, images):
     assert torch.equal(model.latents_from_indices(output.indices), output.latents)
 
 
-@pytest.mark.parametrize("kind", ["linear", "gains"])
+@pytest.mark.parametrize("kind", ["linear"])
 @torch.no_grad()
 def test_tiling_with_the_halo_of_the_blocks_changes_nothing(kind):
     """A position sees 2 neighbors to each side, one per block; so much is the halo."""
@@ -82,15 +82,15 @@ def test_statistics_of_a_crop_are_those_of_the_whole():
 
 
 def test_everything_gets_gradients_once_the_networks_speak(images):
-    model = awake("gains").train()
+    model = awake("hidden").train()
     output = model(images)
     (output.sample - images).square().mean().backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert silent == []
+    assert silent == ["quantizer.codebooks"]  # which learn from the quantizer's own loss
 
 
 def test_networks_learn_to_reconstruct_better(images):
-    model = build("gains", **NETWORKS).train()
+    model = build("hidden", **NETWORKS).train()
     networks = [p for name, p in model.named_parameters() if name.startswith(("patch_encoder", "patch_decoder"))]
     optimizer = torch.optim.Adam(networks, 1e-2)
     losses = []

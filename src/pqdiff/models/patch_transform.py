@@ -113,12 +113,16 @@ class PatchTransform(nn.Module):
         codewords = self._codewords(quantizer)
         with torch.autocast(image.device.type, enabled=False):
             pixels = F.pixel_unshuffle(image.to(self.analysis.weight.dtype), self.patch_size)
-            components = self.analysis(pixels).float()  # (B, P, h, w)
-            classes, relative, indices = self.patch_classes.encode(components.flatten(2), codewords[1:])
-            tokens = torch.cat([classes[:, None], indices], dim=1).unflatten(2, components.shape[2:])
+            # Image by image: in a product of batches the last bit depends on their size, and can decide between classes.
+            found = [
+                self.patch_classes.encode(self.analysis(part).float().flatten(2), codewords[1:])
+                for part in pixels.split(1)
+            ]
+            classes, relative, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
+            tokens = torch.cat([classes[:, None], indices], dim=1).unflatten(2, pixels.shape[2:])
             chosen = quantizer.indices_to_latents(tokens)
         if torch.is_grad_enabled():  # straight-through, to the codewords as well: each learns from the picture
-            visible = self._visible(relative).unflatten(2, components.shape[2:])
+            visible = self._visible(relative).unflatten(2, pixels.shape[2:])
             chosen = chosen + F.pad(visible - visible.detach(), (0, 0, 0, 0, chosen.shape[1] - visible.shape[1], 0))
         return chosen.to(image.dtype)
 
