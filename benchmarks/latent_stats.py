@@ -104,6 +104,13 @@ def for_card(document: dict, name: str) -> dict:
     return {**{key: document[key] for key in ("num_images", "data", "resolution")}, **document["autoencoders"][name]}
 
 
+def earlier_results(path: Path, document: dict) -> dict[str, dict]:
+    """What a result file says of the same photos: tokenizers can be measured in parts."""
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    same = all(earlier.get(key) == document[key] for key in ("num_images", "data", "resolution", "seed"))
+    return earlier["autoencoders"] if same else {}
+
+
 def report(results: dict[str, dict]) -> Iterator[str]:
     """A line per tokenizer."""
     for name, result in results.items():
@@ -149,8 +156,8 @@ def main(arguments: list[str] | None = None) -> None:
             "data": f"every {args.every}. of {Path(args.photos).name}" if args.every > 1 else Path(args.photos).name,
             "resolution": args.resolution,
             "seed": args.seed,
-            "autoencoders": results,
         }
+        results = document["autoencoders"] = {**earlier_results(args.output, document), **results}
         args.output.write_text(json.dumps(document, indent=1) + "\n")
     if args.plot:
         plot(results, args.plot)

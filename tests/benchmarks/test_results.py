@@ -16,13 +16,11 @@ def test_readme_shows_the_committed_results():
     assert render(text) == text
 
 
-# Goals of issue 5 that the committed file misses: it was measured while other work ran. No other may be missed.
+# Goals that the committed file misses, measured on a processor without AVX-512, where the loop's backward pass is fast. No
+# other may be missed.
 MISSED = {
-    "search, f8-256: faiss / native, at least",
-    "search, f8-256: faiss / compiled, at least",
-    "forward_backward, f8-256: loop / native, at least",
+    "forward_backward, f8-256: loop / plain, at least",
     "forward, f16-256: loop / plain, at least",
-    "forward, f16-256: loop / native, at least",
 }
 
 

@@ -7,8 +7,11 @@ from pathlib import Path
 _FOLDER = Path(__file__).parent
 
 BUNDLED = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/config.json")))
-# With classes of patches: the best pictures at a rate. The others have the latents that diffusion models should see.
-ADAPTIVE = tuple(name for name in BUNDLED if name.endswith("-adaptive"))
+# The best pictures at every rate: with classes of patches where such a tokenizer ships. Diffusion models should see the
+# latents of the others.
+FOR_PICTURES = tuple(
+    f"{name}-adaptive" if f"{name}-adaptive" in BUNDLED else name for name in BUNDLED if not name.endswith("-adaptive")
+)
 BUNDLED_PIPELINES = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/model_index.json")))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 import typer
 
-from ..checkpoints import ADAPTIVE, BUNDLED
+from ..checkpoints import BUNDLED, FOR_PICTURES
 from ..data.codes import ImageCodes, load_codes, save_codes
 from ..data.files import atomic_file
 from ..data.images import load_image, normalize, pad_to_multiple, to_image, to_pixels, to_tensor
@@ -31,13 +31,14 @@ def reconstruct(
     photos: Photos,
     output: Output,
     model: Annotated[
-        list[str] | None, typer.Option("--model", "-m", help=MODEL_HELP + " Repeatable; default: the adaptive ones.")
+        list[str] | None,
+        typer.Option("--model", "-m", help=MODEL_HELP + " Repeatable; default: the best at every rate."),
     ] = None,
     save_images: Annotated[bool, typer.Option(help="Also write each reconstruction as a PNG of full size.")] = False,
     json: Json = False,
 ) -> None:
     """Send photos through tokenizers; write labelled panels and print what each model keeps."""
-    names = model or sorted(ADAPTIVE, key=lambda name: -load_autoencoder(name).bits_per_pixel)
+    names = model or sorted(FOR_PICTURES, key=lambda name: -load_autoencoder(name).bits_per_pixel)
     models = list(zip(_unique([Path(name).name for name in names]), map(_load_tiled, names), strict=True))
     for photo in photos:
         load_image(photo)  # a bad photo stops the command before anything is written
@@ -75,7 +76,7 @@ def reconstruct(
 def encode(
     photos: Photos,
     output: Output,
-    model: Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)] = ADAPTIVE[0] if ADAPTIVE else ...,
+    model: Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)] = FOR_PICTURES[0] if FOR_PICTURES else ...,
     json: Json = False,
 ) -> None:
     """Turn photos into files of bit-packed tokens."""

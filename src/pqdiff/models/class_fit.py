@@ -144,16 +144,17 @@ def _textures(components: torch.Tensor, bases: int, generator: torch.Generator, 
     level = (part.square().mean(dim=1, keepdim=True) + floor).sqrt()
     for _ in range(_ROUNDS["bases"]):
         on_step("bases")
-        factors = [_covariance(part[members == b] / level[members == b], part / level) for b in range(bases)]
+        factors = _covariances(part / level, members, bases)
         members = _angular_costs(part, factors, floor).argmin(dim=1)
     return torch.cat([_angular_costs(rows, factors, floor).argmin(dim=1) for rows in ac.split(_CHUNK)])
 
 
-def _covariance(rows: torch.Tensor, everything: torch.Tensor) -> torch.Tensor:
-    """Covariance of rows, pulled towards that of everything where rows are few, fp32."""
-    size = rows.shape[1]
-    total = everything.T @ everything * (2 * size / len(everything))
-    return (rows.T @ rows + total) / (len(rows) + 2 * size)
+def _covariances(rows: torch.Tensor, members: torch.Tensor, number: int) -> list[torch.Tensor]:
+    """Covariance of the rows of each of a number of groups, pulled towards that of all where a group is small, fp32."""
+    weight = 2 * rows.shape[1]
+    total = rows.T @ rows * (weight / len(rows))
+    parts = (rows[members == group] for group in range(number))
+    return [(part.T @ part + total) / (len(part) + weight) for part in parts]
 
 
 def _angular_costs(rows: torch.Tensor, covariances: list[torch.Tensor], floor: torch.Tensor) -> torch.Tensor:
@@ -170,9 +171,9 @@ def _angular_costs(rows: torch.Tensor, covariances: list[torch.Tensor], floor: t
 def _fit_bases(model: PatchClasses, components: torch.Tensor, basis: torch.Tensor, levels: torch.Tensor) -> None:
     """Principal components of the patches of each basis, each patch divided by its level."""
     coefficients = model.rotations.shape[1]
-    scaled = components / levels[:, None]
-    for b, rotation in enumerate(model.rotations):
-        _, vectors = torch.linalg.eigh(_covariance(scaled[basis == b], scaled).double())
+    covariances = _covariances(components / levels[:, None], basis, len(model.rotations))
+    for rotation, covariance in zip(model.rotations, covariances, strict=True):
+        _, vectors = torch.linalg.eigh(covariance.double())
         rotation.copy_(vectors.flip(1)[:, :coefficients].T)
 
 
