@@ -51,7 +51,7 @@ def test_adaptive_tokenizers_are_much_better_at_the_same_rate(name):
         for each in (name, name.removesuffix("-adaptive"))
     )
     assert adaptive["bits_per_pixel"] == plain["bits_per_pixel"]
-    assert adaptive["psnr_dataset"] > plain["psnr_dataset"] + 0.9
+    assert adaptive["psnr_dataset"] > plain["psnr_dataset"] + 0.8
     assert adaptive["ssim"] > plain["ssim"]
 
 
