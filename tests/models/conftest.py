@@ -24,6 +24,7 @@ KINDS = {
         "class_bases": 4,
         "class_components": 10,
     },
+    "refined": {"conv_networks": False, "patch_shortcut": True, "refiner_channels": 8, "refiner_blocks": 1},
     "patch_networks": {
         "conv_networks": False,
         "patch_shortcut": True,
@@ -46,6 +47,9 @@ def build(kind: str, **overrides) -> AutoencoderPQ:
         torch.nn.init.normal_(model.patch_transform.hidden_codewords)
     if model.patch_transform is not None and model.patch_transform.patch_classes is not None:
         torch.nn.init.normal_(model.patch_transform.patch_classes.log_scales, std=0.5)
+    if model.refiner is not None:
+        torch.nn.init.normal_(model.refiner.last.weight, std=0.1)
+        torch.nn.init.normal_(model.refiner.places)
     return model.eval()
 
 

@@ -16,6 +16,7 @@ from ..quantizers import QuantizerOutput, build_quantizer
 from .outputs import AutoencoderPQForwardOutput, AutoencoderPQOutput, PQLatentDistribution
 from .patch_networks import KERNEL, PatchNetwork
 from .patch_transform import PatchTransform
+from .pixel_refiner import PixelRefiner
 from .presets import preset_config
 from .standardization import LatentStandardization
 from .tiling import run_tiled
@@ -45,6 +46,8 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         class_candidates: classes that `encode` tries on every patch; the one that reconstructs best is taken.
         patch_network_channels: width of small networks at the resolution of the latents beside the linear path; 0 for none.
         patch_network_blocks: residual blocks of each of the two.
+        refiner_channels: width of a small network over the pixels of the decoded picture; 0 for none.
+        refiner_blocks: its residual blocks.
         latent_channels: number of latent channels d.
         quantizer_type: registered name of the quantizer.
         quantizer_config: its constructor's arguments after `latent_channels`.
@@ -75,6 +78,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         "patch_transform",
         "patch_encoder",
         "patch_decoder",
+        "refiner",
         "quantizer",
     ]
 
@@ -98,6 +102,8 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         class_candidates: int = 8,
         patch_network_channels: int = 0,
         patch_network_blocks: int = 2,
+        refiner_channels: int = 0,
+        refiner_blocks: int = 4,
         latent_channels: int = 128,
         quantizer_type: str = "product",
         quantizer_config: dict = {"num_subspaces": 64, "codebook_size": 512},  # only read
@@ -144,7 +150,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         _check_image_statistics(image_mean, image_std, in_channels)
 
         self.encoder = self.decoder = self.quant_conv = self.post_quant_conv = self.patch_transform = None
-        self.patch_encoder = self.patch_decoder = None
+        self.patch_encoder = self.patch_decoder = self.refiner = None
         if conv_networks:
             shared = {
                 "block_out_channels": block_out_channels,
@@ -173,6 +179,9 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
                 size = (patch_network_channels, patch_network_blocks)
                 self.patch_encoder = PatchNetwork(path.coefficients, *size, path.coefficients)
                 self.patch_decoder = PatchNetwork(path.coefficients, *size, path.synthesis.out_channels)
+
+        if refiner_channels:
+            self.refiner = PixelRefiner(out_channels, self.downsample_factor, refiner_channels, refiner_blocks)
 
         self.use_slicing = False
         self.use_tiling = False
@@ -299,7 +308,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         tile, overlap = self._tile_cells()
         if not self.use_tiling or max(x.shape[2:]) <= tile * self.downsample_factor:
             return self._encode_tile(x)
-        channels, halo = self.config.latent_channels, self._halo()
+        channels, halo = self.config.latent_channels, self._network_halo()
         return run_tiled(self._encode_tile, x, self.downsample_factor, tile, overlap, channels, 1, halo)
 
     def _encode_tile(self, x: torch.Tensor) -> torch.Tensor:
@@ -318,7 +327,9 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
             z_q = torch.cat([z_q, hidden], dim=1)
         if not self.use_tiling or max(z_q.shape[2:]) <= tile:
             return self._decode_tile(z_q)
-        channels, halo = self.config.out_channels, self._halo()
+        channels, halo = self.config.out_channels, self._network_halo()
+        if self.refiner is not None:
+            halo += -(-self.refiner.reach // self.downsample_factor)
         return run_tiled(self._decode_tile, z_q, 1, tile, overlap, channels, self.downsample_factor, halo)
 
     def _decode_tile(self, codes: torch.Tensor) -> torch.Tensor:
@@ -328,6 +339,8 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         if self.decoder is not None:
             detail = self.decoder(self.post_quant_conv(codes[:, : self.config.latent_channels]))
             image = detail if image is None else image + detail
+        if self.refiner is not None:
+            image = image + self.refiner(image)
         return self._denormalize(image)
 
     def _tile_cells(self) -> tuple[int, int]:
@@ -336,7 +349,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         overlap = 0 if self.encoder is None else min(tile - 1, max(1, int(tile * self.tile_overlap_factor)))
         return tile, overlap
 
-    def _halo(self) -> int:
+    def _network_halo(self) -> int:
         """Neighbors to each side that a position sees through the patch networks, in positions."""
         return 0 if self.patch_encoder is None else self.config.patch_network_blocks * (KERNEL // 2)
 

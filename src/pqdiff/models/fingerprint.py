@@ -14,6 +14,8 @@ _ADDED_LATER = {
     "gain_bands": 0,
     "patch_network_channels": 0,
     "patch_network_blocks": 2,
+    "refiner_channels": 0,
+    "refiner_blocks": 4,
 }
 
 

@@ -116,6 +116,8 @@ def weight_groups(model: AutoencoderPQ) -> dict[str, list[nn.Parameter]]:
 
 def last_layer(model: AutoencoderPQ) -> nn.Parameter:
     """Weights whose gradients balance the adversarial loss: those that make the picture."""
+    if model.refiner is not None:
+        return model.refiner.last.weight
     return model.patch_transform.synthesis.weight if model.decoder is None else model.decoder.conv_out.weight
 
 
