@@ -6,7 +6,13 @@ Every tenth photo of --photos in name order is left out of the fit and measured 
 center crop, 8-bit output. That is the protocol behind every number of record in this project.
 
 Two kinds: `plain`, one linear transform for all patches, for diffusion models; and `adaptive`, with classes of patches
-(src/pqdiff/models/patch_classes.py), for pictures.
+(src/pqdiff/models/patch_classes.py), for pictures. The adaptive ones then get a small network over the decoded pixels:
+
+    python training/fit_tokenizers.py --photos PHOTOS/imagenet --also PHOTOS/bsds --learned runs/learned
+    accelerate launch training/train_pqgan.py --config training/configs/pqgan/learned-PRESET.yaml
+    python training/fit_tokenizers.py --photos PHOTOS/imagenet --learned runs/learned --preset PRESET
+
+The first writes the photos at their final size, runs/learned/photos/{train,held_out}; the last ships what was trained.
 """
 
 import argparse
@@ -21,6 +27,7 @@ from tqdm import tqdm
 from pqdiff.data.files import atomic_folder
 from pqdiff.data.images import iterate_images, resize_and_crop, to_tensor
 from pqdiff.hub.cards import write_card
+from pqdiff.hub.local_paths import forget_local_paths
 from pqdiff.metrics.protocol import evaluate_reconstruction
 from pqdiff.models import PRESETS, AutoencoderPQ
 from pqdiff.models.closed_form import fit_closed_form
@@ -55,6 +62,19 @@ def training_photos(args):
     return itertools.chain(photos(args.photos, held_out=False), *(map(_second, iterate_images(f)) for f in args.also))
 
 
+def write_photos(args) -> None:
+    """Photos as training crops and measures them, so that no step decodes and scales large files."""
+    parts = {"train": (training_photos(args), False), "held_out": (photos(args.photos, held_out=True), True)}
+    for name, (images, crop) in parts.items():
+        folder = args.learned / "photos" / name
+        if folder.exists():
+            continue
+        with atomic_folder(folder) as temporary:
+            for number, image in enumerate(tqdm(images, desc=name)):
+                resized = resize_and_crop(image, RESOLUTION, crop=crop)
+                resized.save(temporary / f"{number:05d}.png", compress_level=1)
+
+
 def fit(args, preset: str, name: str) -> dict:
     """Fit one preset, write its folder and card, and return its metrics."""
     start = time.perf_counter()
@@ -66,19 +86,26 @@ def fit(args, preset: str, name: str) -> dict:
     model = fit_closed_form(tensors, preset, seed=args.seed, **options)
     seconds = time.perf_counter() - start
 
+    return {**ship(args, model, name), "fit_seconds": round(seconds, 1)}
+
+
+def ship(args, model: AutoencoderPQ, name: str) -> dict:
+    """Write the folder and the card of a model, and return its metrics, measured as it ships."""
     folder = CHECKPOINTS / name
     shutil.rmtree(folder, ignore_errors=True)
     with atomic_folder(folder) as temporary:
         if model.config.class_bases:  # many bases, which lose nothing that can be seen
             path = model.patch_transform
-            for part in (path.analysis, path.synthesis, path.patch_classes):
-                part.half()
+            for part in (path.analysis, path.synthesis, path.patch_classes, model.refiner):
+                if part is not None:
+                    part.half()
         model.save_pretrained(temporary)
+    forget_local_paths(folder)
     model = AutoencoderPQ.from_pretrained(folder).eval()
     metrics = evaluate_reconstruction(model, photos(args.photos, held_out=True), RESOLUTION)
     metrics["data"] = f"every {HOLD_OUT}th of {args.photos.name}, left out of the fit"
     write_cards(model, name, metrics, args.seed)
-    return {**metrics, "fit_seconds": round(seconds, 1)}
+    return metrics
 
 
 def write_cards(model, name: str, metrics: dict, seed: int) -> None:
@@ -95,6 +122,12 @@ def write_cards(model, name: str, metrics: dict, seed: int) -> None:
             "relative to that class, dealt out to the subspaces with equal products of variances, and k-means in each. "
             f"The encoder tries the {model.config.class_candidates} likeliest classes. Made for pictures; a diffusion "
             "model should have the latents of the plain tokenizer of the same preset."
+        )
+    if model.config.refiner_channels:
+        config = f"training/configs/pqgan/learned-{model.config.preset}.yaml"
+        recipe += (
+            f" A network of {sum(p.numel() for p in model.refiner.parameters()):,} parameters over the decoded pixels, "
+            f"trained on the same photos for squared error (`{config}`), then mends the borders of patches and some blur."
         )
     training = (
         f"Fitted by `training/fit_tokenizers.py` (seed {seed}) to ImageNet sample images, one per class and without "
@@ -131,20 +164,29 @@ def main() -> None:
     parser.add_argument(
         "--cards-only", action="store_true", help="write the cards again, from the metrics as they are"
     )
+    parser.add_argument("--learned", type=Path, help="folder of trainings: write their photos, or ship what is done")
     parser.add_argument("--only", choices=KINDS, help="one kind; default: both")
     args = parser.parse_args()
     if not (args.photos or args.cards_only):
         parser.error("--photos is required to fit")
-    kinds = [args.only] if args.only else KINDS
+    if args.learned and not (args.learned / "photos" / "held_out").exists():
+        write_photos(args)
+        return
+    kinds = ["adaptive"] if args.learned else [args.only] if args.only else KINDS
     for preset, kind in itertools.product(args.preset or PRESETS, kinds):
         name = f"pqgan-{preset}{KINDS[kind]}"
         if args.cards_only:
             model = AutoencoderPQ.from_pretrained(CHECKPOINTS / name).eval()
             write_cards(model, name, json.loads((CHECKPOINTS / name / "metrics.json").read_text()), args.seed)
             continue
-        measured = fit(args, preset, name)
-        print(f"{name}: PSNR {measured['metrics']['psnr_dataset']:.2f} dB in {measured['fit_seconds']} s")
-        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}  # another run may have written meanwhile
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        if args.learned:
+            model = AutoencoderPQ.from_pretrained(args.learned / preset / "autoencoder").eval()
+            measured = {**ship(args, model, name), "fit_seconds": results[name]["fit_seconds"]}
+        else:
+            measured = fit(args, preset, name)
+            results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}  # another run may have written
+        print(f"{name}: PSNR {measured['metrics']['psnr_dataset']:.2f} dB")
         results[name] = measured
         order = [f"pqgan-{preset}{end}" for end in KINDS.values() for preset in PRESETS]
         results = {name: results[name] for name in sorted(results, key=order.index)}

@@ -86,12 +86,7 @@ def write_card(
         ),
         template_path=str(_TEMPLATE),
         name=name,
-        summary=(
-            f"An image tokenizer with product-quantized latents, {model.bits_per_pixel:g} bits per pixel, fitted in "
-            "closed form: a linear transform of patches"
-            + (", chosen by the class of each," if model.config.class_bases else "")
-            + " and one small codebook per subspace. It has no networks and saw no gradient."
-        ),
+        summary=_summary(model),
         factor=model.downsample_factor,
         latent_channels=model.config.latent_channels,
         codebooks=f"{config['num_subspaces']}, {config['codebook_size']}",
@@ -117,6 +112,18 @@ def write_card(
         ),
     )
     card.save(folder / "README.md")
+
+
+def _summary(model) -> str:
+    """What kind of tokenizer this is, in a paragraph."""
+    text = f"An image tokenizer with product-quantized latents, {model.bits_per_pixel:g} bits per pixel, fitted in closed form: "
+    text += "a linear transform of patches"
+    if model.config.class_bases:
+        text += ", chosen by the class of each,"
+    text += " and one small codebook per subspace."
+    if model.config.refiner_channels:
+        return f"{text} A small network over the decoded pixels is all that was trained by gradients."
+    return f"{text} It has no networks and saw no gradient."
 
 
 def latent_rows(latents: dict, expected: str) -> str:
