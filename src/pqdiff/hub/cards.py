@@ -116,8 +116,8 @@ def write_card(
 
 def _summary(model) -> str:
     """What kind of tokenizer this is, in a paragraph."""
-    text = f"An image tokenizer with product-quantized latents, {model.bits_per_pixel:g} bits per pixel, fitted in closed form: "
-    text += "a linear transform of patches"
+    text = f"An image tokenizer with product-quantized latents, {model.bits_per_pixel:g} bits per pixel, fitted in closed "
+    text += "form: a linear transform of patches"
     if model.config.class_bases:
         text += ", chosen by the class of each,"
     text += " and one small codebook per subspace."
