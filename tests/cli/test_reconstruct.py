@@ -73,6 +73,14 @@ def test_reconstruct_prints_a_table(tmp_path, pqdiff, f8):
     assert files_in(tmp_path / "out") == ["a.panel.png"]
 
 
+def test_names_of_models_are_not_broken_in_a_terminal_of_80_columns(tmp_path, pqdiff):
+    """They are copied from there into the next command."""
+    original = save(tmp_path / "a photo with quite a long name.png", 1, 32, 32)
+    result = pqdiff("reconstruct", original, "-o", tmp_path / "out", "-m", "pqgan-f16-d256-s128-k128-adaptive")
+    assert_done(result)
+    assert "f16-d256-s128-k128-adaptive" in result.out.split("Written:")[0]
+
+
 def test_tables_show_names_with_brackets_as_they_are(tmp_path, pqdiff, f8):
     result = pqdiff("reconstruct", save(tmp_path / "a[b].png", 1, 16, 16), "-o", tmp_path / "out", "-m", f8)
     assert_done(result)

@@ -1,5 +1,6 @@
 """Commands on photos: reconstruct, encode, decode."""
 
+import itertools
 import time
 from pathlib import Path
 from typing import Annotated
@@ -63,13 +64,13 @@ def reconstruct(
     if json:
         print_json({"results": rows, "files": files})
         return
-    table = [
-        [Path(r["photo"]).name, r["model"].removeprefix("pqgan-"), f"{r['bits_per_pixel']:g}"]
-        + [number(r[key], digits) for key, digits in (("psnr", 2), ("ssim", 4), ("seconds", 2))]
-        for r in rows
-    ]
-    columns = ["photo", "model", "bits/pixel", "PSNR dB", "SSIM", "seconds"]
-    print_table("Reconstruction of 8-bit photos", columns, table)
+    for photo, results in itertools.groupby(rows, lambda row: row["photo"]):  # a table each: names of models are long
+        table = [
+            [r["model"].removeprefix("pqgan-"), f"{r['bits_per_pixel']:g}"]
+            + [number(r[key], digits) for key, digits in (("psnr", 2), ("ssim", 4), ("seconds", 2))]
+            for r in results
+        ]
+        print_table(Path(photo).name, ["model", "bits/pixel", "PSNR dB", "SSIM", "seconds"], table)
     print("\n".join(["Written:", *(f"  {file}" for file in files)]))
 
 
