@@ -14,15 +14,17 @@ RESULTS = ROOT / "benchmarks" / "results"
 def tokenizer_table() -> str:
     """One row per shipped tokenizer, by falling rate."""
     rows = [
-        "| name | bits per pixel | PSNR dB | SSIM | entropy, bits per pixel | codewords used |",
-        "|---|---|---|---|---|---|",
+        "| name | bits per pixel | PSNR dB | SSIM | entropy, bits per pixel | codewords used | 512 px there and back |",
+        "|---|---|---|---|---|---|---|",
     ]
     results = json.loads((RESULTS / "tokenizers.json").read_text())
+    times = json.loads((RESULTS / "tokenizer_speed.json").read_text())["milliseconds"]
     for name, result in sorted(results.items(), key=lambda item: -item[1]["metrics"]["bits_per_pixel"]):
         m = result["metrics"]
         rows.append(
             f"| `{name}` | {m['bits_per_pixel']:g} | {m['psnr_dataset']:.2f} | {m['ssim']:.4f} | "
-            f"{m['entropy_bits_per_pixel']:.2f} | {m['codebook_utilization']:.1%} |"
+            f"{m['entropy_bits_per_pixel']:.2f} | {m['codebook_utilization']:.1%} | "
+            f"{times[name]['both']['median'] / 1000:.2f} s |"
         )
     return "\n".join(rows)
 
