@@ -44,7 +44,7 @@ bench: $(VENV)/.ready
 checkpoints: $(VENV)/.ready  ## refit the shipped tokenizers: make checkpoints PHOTOS=folder ALSO=folder
 	$(BIN)/python training/fit_tokenizers.py --photos "$(PHOTOS)" $(if $(ALSO),--also "$(ALSO)")
 
-tiny-suite: $(VENV)/.ready  ## train the tiny pipelines again, from nothing: about two hours; run again to go on
+tiny-suite: $(VENV)/.ready  ## train the tiny pipelines again, from nothing: about eight hours; run again to go on
 	$(BIN)/python training/tiny_suite.py
 
 clean:

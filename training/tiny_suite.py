@@ -2,10 +2,10 @@
 
     python training/tiny_suite.py
 
-Two cores should need about two hours, by the times of the single steps.
-What is finished is not done again, and a trainer that was killed goes on: run the same
-command. Work lies in runs/tiny_suite; the last step replaces src/pqdiff/checkpoints/tiny-*, model_cards/tiny-*.md and
-benchmarks/results/tiny_suite.json.
+Two cores should need about eight hours, by the times of the single steps. What is finished is not done again, and a trainer
+that was killed goes on: run the same command. Work lies in runs/tiny_suite; the last step replaces
+src/pqdiff/checkpoints/tiny-*, model_cards/tiny-*.md and benchmarks/results/tiny_suite.json. `--only` names the pipelines to
+replace, of those that are finished.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -47,7 +48,8 @@ def script(name: str, *arguments) -> list[str]:
 
 def steps(work: Path, num_scenes: int) -> list[tuple[str, Path, list[str]]]:
     """Name, what it leaves behind, and command of every training step, in order."""
-    cache = ["--dataset", "scenes", "--num_samples", num_scenes, "--seed", 1, "--batch_size", 64, "--num_workers", 0]
+    cache = ["--dataset", "scenes", "--num_samples", num_scenes, "--batch_size", 64, "--num_workers", 0]
+    kl_cache = [*cache, "--resolution", 64, "--autoencoder", work / "kl_colors/vae"]
     plan = [
         ("autoencoder of the base", work / "kl/vae", trainer("train_kl", "kl", work / "kl")),
         (
@@ -57,18 +59,28 @@ def steps(work: Path, num_scenes: int) -> list[tuple[str, Path, list[str]]]:
         ),
         (
             "its latents",
-            work / "cache-kl-64",
-            script(
-                "cache_latents", *cache, "--resolution", 64, "--autoencoder", work / "kl_colors/vae",
-                "--mixed_precision", "bf16", "--output", work / "cache-kl-64",
-            ),
+            work / "cache-kl-first",
+            script("cache_latents", *kl_cache, "--seed", 1, "--output", work / "cache-kl-first"),
         ),
         (
             "base",
+            work / "base_first/pipeline",
+            trainer(
+                "train_ldm", "ldm", work / "base_first",
+                "--dataset", work / "cache-kl-first", "--autoencoder", work / "kl_colors/vae",
+            ),
+        ),
+        (
+            "latents of other scenes",
+            work / "cache-kl-64",
+            script("cache_latents", *kl_cache, "--seed", 2, "--output", work / "cache-kl-64"),
+        ),
+        (
+            "base, gone on",
             work / "base/pipeline",
             trainer(
-                "train_ldm", "ldm", work / "base",
-                "--dataset", work / "cache-kl-64", "--autoencoder", work / "kl_colors/vae",
+                "train_ldm", "ldm_more", work / "base",
+                "--dataset", work / "cache-kl-64", "--init", work / "base_first/pipeline",
             ),
         ),
         ("tokenizers", work / "tokenizers/hr", script("fit_scene_tokenizers", "--output", work / "tokenizers")),
@@ -79,7 +91,10 @@ def steps(work: Path, num_scenes: int) -> list[tuple[str, Path, list[str]]]:
             (
                 f"tokens of {name}",
                 folder,
-                script("cache_latents", *cache, "--resolution", resolution, "--autoencoder", tokenizer, "--output", folder),
+                script(
+                    "cache_latents", *cache, "--seed", 1, "--resolution", resolution, "--autoencoder", tokenizer,
+                    "--output", folder,
+                ),
             ),
             (
                 name,
@@ -105,9 +120,9 @@ def finished(result: Path) -> bool:
     )  # fmt: skip
 
 
-def ship(work: Path) -> None:
+def ship(work: Path, names: Sequence[str]) -> None:
     """The pipelines in half precision, as the package carries them."""
-    for name in NAMES:
+    for name in names:
         kind = StableDiffusionPipeline if name == "base" else PQStableDiffusionPipeline
         pipeline = kind.from_pretrained(work / name / "pipeline", torch_dtype=torch.float32)
         folder = CHECKPOINTS / f"tiny-{name}"
@@ -118,10 +133,10 @@ def ship(work: Path) -> None:
         forget_local_paths(folder)
 
 
-def write_cards(work: Path) -> None:
+def write_cards(work: Path, names: Sequence[str]) -> None:
     """Cards with the measurements, in the package and in model_cards."""
     results = json.loads(RESULTS.read_text())
-    for name in NAMES:
+    for name in names:
         folder, config = CHECKPOINTS / f"tiny-{name}", (work / name / "log.jsonl").read_text().splitlines()
         last = json.loads(config[-1])
         result = results["pipelines"][f"tiny-{name}"]
@@ -138,7 +153,7 @@ def write_cards(work: Path) -> None:
             training={
                 "steps": last["step"],
                 "batch_size": 64,
-                "dataset": "60,000 generated scenes (pqdiff.data.scenes)",
+                "dataset": "generated scenes (pqdiff.data.scenes)",
                 "note": NOTES.get(name, "Made by the steps of training/tiny_suite.py on two CPU cores."),
             },
             metrics={
@@ -161,18 +176,25 @@ def main() -> None:
     parser.add_argument(
         "--cards-only", action="store_true", help="write the cards again, from the results as they are"
     )
+    parser.add_argument(
+        "--only", nargs="+", choices=NAMES, help="ship, measure and describe these as they are in --work"
+    )
     args = parser.parse_args()
+    names = args.only or NAMES
     if not args.cards_only:
-        for name, result, command in steps(args.work, args.num_scenes):
+        for name, result, command in [] if args.only else steps(args.work, args.num_scenes):
             if finished(result):
                 print(f"{name}: there already", flush=True)
                 continue
             print(f"{name}: {' '.join(command)}", flush=True)
             subprocess.run(command, check=True, cwd=ROOT)
-        ship(args.work)
+        ship(args.work, names)
         measure = [sys.executable, "-m", "benchmarks.tiny_suite", "--output", str(RESULTS)]
-        subprocess.run([*measure, "--grid", str(ROOT / "docs" / "tiny_suite.png")], check=True, cwd=ROOT)
-    write_cards(args.work)
+        measure += ["--pipelines", *(f"tiny-{name}" for name in names)]
+        if names == NAMES:
+            measure += ["--grid", str(ROOT / "docs" / "tiny_suite.png")]
+        subprocess.run(measure, check=True, cwd=ROOT)
+    write_cards(args.work, names)
 
 
 if __name__ == "__main__":

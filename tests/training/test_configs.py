@@ -13,6 +13,7 @@ OTHERS = {
     "tiny_suite/kl.yaml": train_kl,
     "tiny_suite/kl_colors.yaml": train_kl,
     "tiny_suite/ldm.yaml": train_ldm,
+    "tiny_suite/ldm_more.yaml": train_ldm,
 }
 FILES = [path.relative_to(CONFIGS).as_posix() for path in sorted(CONFIGS.rglob("*.yaml"))]
 

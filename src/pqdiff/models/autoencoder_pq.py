@@ -13,6 +13,14 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from ..quantizers import QuantizerOutput, build_quantizer
+from .autoencoder_checks import (
+    check_image,
+    check_image_statistics,
+    check_indices,
+    check_latents,
+    check_levels,
+    check_parts,
+)
 from .outputs import AutoencoderPQForwardOutput, AutoencoderPQOutput, PQLatentDistribution
 from .patch_networks import KERNEL, PatchNetwork
 from .patch_transform import PatchTransform
@@ -119,35 +127,20 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         preset: str | None = None,
     ):
         super().__init__()
-        if not (conv_networks or patch_shortcut):
-            raise ValueError("conv_networks and patch_shortcut are both False: nothing would encode; set one to True")
-        beside_shortcut = {
-            "hidden_channels": hidden_channels,
-            "class_bases": class_bases,
-            "patch_network_channels": patch_network_channels,
-        }
-        for name, value in beside_shortcut.items():
-            if value and not patch_shortcut:
-                raise ValueError(f"{name} ({value}) needs patch_shortcut=True, else it must be 0")
-        if class_bases and (conv_networks or patch_network_channels):
-            raise ValueError(
-                f"class_bases ({class_bases}) codes patches without networks: set conv_networks=False and "
-                "patch_network_channels=0, or class_bases=0"
-            )
-        if patch_shortcut and in_channels != out_channels:
-            raise ValueError(
-                f"patch_shortcut needs in_channels ({in_channels}) equal to out_channels ({out_channels})"
-            )
-        levels = len(block_out_channels)
-        if not len(down_block_types) == len(up_block_types) == levels:
-            raise ValueError(
-                f"down_block_types ({len(down_block_types)}), up_block_types ({len(up_block_types)}) and "
-                f"block_out_channels ({levels}) must have the same length"
-            )
-        self.downsample_factor = 2 ** (levels - 1)
+        check_parts(
+            conv_networks,
+            patch_shortcut,
+            in_channels,
+            out_channels,
+            class_bases,
+            hidden_channels=hidden_channels,
+            patch_network_channels=patch_network_channels,
+        )
+        check_levels(down_block_types, up_block_types, block_out_channels)
+        check_image_statistics(image_mean, image_std, in_channels)
+        self.downsample_factor = 2 ** (len(block_out_channels) - 1)
         self.quantizer = build_quantizer(quantizer_type, latent_channels, quantizer_config)
         self.standardization = LatentStandardization(latent_channels, channel_mean, channel_std, scaling_exponent)
-        _check_image_statistics(image_mean, image_std, in_channels)
 
         self.encoder = self.decoder = self.quant_conv = self.post_quant_conv = self.patch_transform = None
         self.patch_encoder = self.patch_decoder = self.refiner = None
@@ -206,7 +199,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         Raises:
             ValueError: if the sides of the image are not divisible by F; the message names the sizes that work.
         """
-        self._check_image(x)
+        check_image(x, self.config.in_channels, self.downsample_factor)
         if self.use_slicing and len(x) > 1:
             outputs = [self.quantizer(self._encode(image)) for image in x.split(1)]
             z_q, indices = (torch.cat([output[i] for output in outputs]) for i in (0, 1))
@@ -237,7 +230,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         Returns:
             Images `(B, 3, F h, F w)`, nominally in [-1, 1], not clamped.
         """
-        self._check_latents(z)
+        check_latents(z, self.config.latent_channels)
         parts = z.split(1) if self.use_slicing and len(z) > 1 else [z]
         images = []
         for part in parts:
@@ -251,7 +244,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
     @apply_forward_hook
     def quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Snap standardized latents `(B, d, h, w)` to codewords: latents of the same shape and dtype, and indices."""
-        self._check_latents(latents)
+        check_latents(latents, self.config.latent_channels)
         z_q, indices, _ = self.quantizer(self.standardization.restore(latents))
         return self.standardization.standardize(z_q).to(latents.dtype), indices
 
@@ -266,13 +259,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
     @apply_forward_hook
     def decode_from_indices(self, indices: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
         """Images of tokens `(B, S, h, w)`: exactly what `decode` makes of the latents they stand for."""
-        sizes = torch.tensor(self.quantizer.codebook_sizes, device=indices.device).view(-1, 1, 1)
-        if indices.ndim != 4 or indices.shape[1] != len(sizes):
-            raise ValueError(f"indices must be (B, {len(sizes)}, h, w), got {tuple(indices.shape)}")
-        if bool(((indices < 0) | (indices >= sizes)).any()):
-            raise ValueError(
-                f"indices must be in [0, {int(sizes.max())}), got values outside: codes of another model?"
-            )
+        check_indices(indices, self.quantizer.codebook_sizes)
         parts = indices.split(1) if self.use_slicing else [indices]
         codes = (self.quantizer.indices_to_latents(part).to(self.dtype) for part in parts)
         sample = torch.cat([self._decode(code, part.long()) for code, part in zip(codes, parts, strict=True)])
@@ -289,7 +276,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
 
         `sample_posterior` and `generator` are accepted as in `AutoencoderKL`; encoding is deterministic.
         """
-        self._check_image(sample)
+        check_image(sample, self.config.in_channels, self.downsample_factor)
         output: QuantizerOutput = self.quantizer(self._encode(sample))
         reconstruction = self._decode(output.z_q, output.indices)
         if not return_dict:
@@ -368,27 +355,3 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
     def _image_statistics(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean, std = self.config.image_mean, self.config.image_std
         return tuple(torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, 1, 1) for values in (mean, std))
-
-    def _check_image(self, x: torch.Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != self.config.in_channels:
-            raise ValueError(f"image must be (B, {self.config.in_channels}, H, W), got {tuple(x.shape)}")
-        factor = self.downsample_factor
-        height, width = x.shape[2:]
-        if height % factor or width % factor or not height or not width:
-            smaller = " x ".join(str(max(factor, side // factor * factor)) for side in (height, width))
-            larger = " x ".join(str(max(factor, -(-side // factor) * factor)) for side in (height, width))
-            raise ValueError(
-                f"image size ({height} x {width}) must be divisible by {factor}: "
-                f"crop it to {smaller} or pad it to {larger}"
-            )
-
-    def _check_latents(self, z: torch.Tensor) -> None:
-        if z.ndim != 4 or z.shape[1] != self.config.latent_channels:
-            raise ValueError(f"latents must be (B, {self.config.latent_channels}, h, w), got {tuple(z.shape)}")
-
-
-def _check_image_statistics(mean, std, channels: int) -> None:
-    if (mean is None) != (std is None):
-        raise ValueError("image_mean and image_std must be given together, or neither")
-    if mean is not None and (len(mean) != channels or len(std) != channels or min(std) <= 0):
-        raise ValueError(f"image_mean ({mean}) and image_std ({std}) must hold {channels} values each, std positive")
