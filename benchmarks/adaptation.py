@@ -5,8 +5,9 @@
 The tiny base is adapted to the latents of tiny-precise (F8, d = 32) by freeze-then-finetune, once per init and seed:
 validation loss in the freeze stage (its end with `copy` is what `lstsq`, which solves the projections, has to meet at
 step 0), then prompts right while all weights are trained. The same for exponents gamma of the latents' standardization,
-with `variance`. Loss: mean squared error of v over fixed scenes, noise and timesteps that no training saw. Losses of
-different gamma weigh channels differently and cannot be compared; prompts right can.
+with `variance`, and the solved projections with gamma 0.5. Loss: mean squared error of v over fixed scenes, noise and
+timesteps that no training saw. Losses of different gamma weigh channels differently and cannot be compared; prompts right
+can.
 """
 
 import argparse
@@ -109,7 +110,7 @@ class Experiment:
             sample = objective.noisy(latents_of(batch, pipeline.vae, CPU), generators)
             with torch.no_grad():
                 states = encode_captions(pipeline.tokenizer, pipeline.text_encoder, batch["captions"])
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.args.mixed_precision == "bf16"):
                 prediction = unet(sample.latents, sample.timesteps, states).sample
             objective.loss(prediction, sample).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -163,35 +164,28 @@ def plot(runs: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.2))
+    freeze, right = "validation_loss_in_freeze_stage", "prompts_right_in_finetuning"
     panels = (
+        (freeze, "validation loss, freeze stage", lambda run: run["init"] if run["gamma"] == 0 else None),
+        (right, "prompts right, all weights", lambda run: run["init"] if run["gamma"] == 0 else None),
         (
-            axes[0],
-            "validation_loss_in_freeze_stage",
-            "init",
-            lambda r: r["gamma"] == 0,
-            "validation loss, freeze stage",
-        ),
-        (axes[1], "prompts_right_in_finetuning", "init", lambda r: r["gamma"] == 0, "prompts right, all weights"),
-        (
-            axes[2],
-            "prompts_right_in_finetuning",
-            "gamma",
-            lambda r: r["init"] == "variance",
+            right,
             "prompts right, by gamma",
+            lambda run: f"{run['init']}, gamma {run['gamma']:g}" if run["init"] in ("variance", "lstsq") else None,
         ),
     )
-    for axis, key, label, chosen, title in panels:
-        for value in dict.fromkeys(run[label] for run in runs if chosen(run)):
-            curves = [run[key] for run in runs if chosen(run) and run[label] == value]
+    for axis, (key, title, label) in zip(axes, panels, strict=True):
+        for name in dict.fromkeys(filter(None, map(label, runs))):
+            curves = [run[key] for run in runs if label(run) == name]
             steps = list(curves[0])
             means = [statistics.fmean(curve[step] for curve in curves) for step in steps]
             numbers = [int(step) for step in steps]
-            axis.plot(numbers, means, marker="o", markersize=3, label=str(value))
+            axis.plot(numbers, means, marker="o", markersize=3, label=name)
             low, high = ([f(curve[step] for curve in curves) for step in steps] for f in (min, max))
             axis.fill_between(numbers, low, high, alpha=0.15)
         axis.set(title=title, xlabel="steps")
         axis.grid(alpha=0.3)
-        axis.legend(title=label)
+        axis.legend(fontsize=7)
     axes[0].set_yscale("log")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,6 +206,9 @@ def main() -> None:
     parser.add_argument("--validation_batches", type=int, default=8, help="default: 8")
     parser.add_argument("--num_prompts", type=int, default=100, help="default: 100")
     parser.add_argument("--inference_steps", type=int, default=20, help="default: 20")
+    parser.add_argument(
+        "--mixed_precision", choices=("no", "bf16"), default="no", help="bf16 pays only on processors that have it"
+    )
     parser.add_argument("--only", help="part of the runs, e.g. 0/2 and 1/2 on two cores; then join with --join")
     parser.add_argument("--join", type=Path, nargs="+", help="result files of parts; nothing is run")
     parser.add_argument("--output", type=Path, required=True, help="file for the results as JSON")
@@ -223,6 +220,7 @@ def main() -> None:
         document = {**documents[0], "runs": [run for document in documents for run in document["runs"]]}
     else:
         wanted = [(init, 0.0) for init in INITS] + [("variance", gamma) for gamma in GAMMAS if gamma]
+        wanted += [("lstsq", 0.5)]
         runs = list(itertools.product(range(args.seeds), wanted))
         if args.only:
             part, parts = map(int, args.only.split("/"))
