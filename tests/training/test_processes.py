@@ -36,6 +36,14 @@ def messages(log):
     return "\n".join(log.with_suffix(f".{rank}").read_text() for rank in range(2))
 
 
+def assert_close_state(alone, shared):
+    """The same weights and averages, up to the order in which gradients were added."""
+    assert alone.keys() == shared.keys()
+    names = [name for name in alone if name.startswith(("model.", "ema_"))]
+    differences = torch.cat([(alone[name] - shared[name]).abs().flatten() for name in names])
+    assert differences.quantile(0.99) < 2e-5
+
+
 @pytest.fixture(scope="module")
 def together(models, tmp_path_factory):
     """Folder of an uninterrupted run of two processes with two samples each."""
@@ -48,16 +56,18 @@ def together(models, tmp_path_factory):
 def test_two_processes_train_as_one_with_their_samples_together(models, together, tmp_path):
     adapt(models, tmp_path, **OPTIONS, batch_size=4, checkpointing_steps=4)
     for step in (4, STEPS):  # both sides of the freeze switch
-        alone, shared = state_of(tmp_path, step), state_of(together, step)
-        assert alone.keys() == shared.keys()
-        names = [name for name in alone if name.startswith(("model.", "ema_"))]
-        differences = torch.cat([(alone[name] - shared[name]).abs().flatten() for name in names])
-        assert differences.quantile(0.99) < 2e-5
+        assert_close_state(state_of(tmp_path, step), state_of(together, step))
     for (step, loss, rate), (other_step, other_loss, other_rate) in zip(
         losses(tmp_path), losses(together), strict=True
     ):
         assert (step, rate) == (other_step, other_rate)
         assert loss == pytest.approx(other_loss, rel=1e-3)
+
+
+def test_one_process_goes_on_where_two_stopped(models, together, tmp_path):
+    shutil.copytree(together / "checkpoint-00000004", tmp_path / "checkpoint-00000004")
+    adapt(models, tmp_path, **OPTIONS, batch_size=4, resume=True)
+    assert_close_state(state_of(tmp_path, STEPS), state_of(together, STEPS))
 
 
 def test_all_ranks_have_their_part_in_a_checkpoint(together):
@@ -77,9 +87,6 @@ def test_stopped_and_killed_pairs_end_in_the_same_state(models, together, tmp_pa
     assert "Traceback" not in messages(log)
     (saved,) = output.glob("checkpoint-*")
     assert (saved / "random_states_1.pkl").exists()
-
-    with pytest.raises(ValueError, match="saved by 2 processes, this run has 1: launch as many"):
-        adapt(models, output, **OPTIONS, resume=True)
 
     argv = adapt_flags(models, output, **OPTIONS, resume=True)
     ranks = start_ranks("adapt_sd", argv, log, moment=("os.rename", "checkpoint-00000004"))

@@ -198,5 +198,19 @@ def test_defects_keep_their_traceback():
 
 
 def test_an_impatient_ctrl_c_ends_a_trainer_with_one_line():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever had it in this process before
     with pytest.raises(SystemExit, match="stopped at once"):
         run(lambda: signal.raise_signal(signal.SIGINT))
+
+
+def test_a_trainer_that_fails_gives_signals_back(tmp_path):
+    """In a notebook the next Ctrl-C is not its own."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def main():
+        open_session(tmp_path)
+        raise ValueError("no such thing")
+
+    with pytest.raises(SystemExit):
+        run(main)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -62,14 +62,18 @@ def save_checkpoint(
 def load_checkpoint(accelerator: Accelerator, folder: Path, averages: dict[str, nn.Module]) -> int:
     """Undo `save_checkpoint`: returns the number of steps that were done.
 
+    Samples and noise belong to a step and a place in the global batch, so another number of processes goes on with the
+    same ones; gradients are then added up in another order, and only the same number gives the same bits.
+
     Raises:
-        ValueError: naming the folder, if it was saved by another number of processes or does not fit the model.
+        ValueError: naming the folder, if it does not fit the model.
     """
     try:
         progress = json.loads((folder / "progress.json").read_text())
         if progress["processes"] != accelerator.num_processes:
-            raise ValueError(
-                f"saved by {progress['processes']} processes, this run has {accelerator.num_processes}: launch as many"
+            accelerator.print(
+                f"{folder.name} was saved by {progress['processes']} processes and goes on with "
+                f"{accelerator.num_processes}: the same samples if the global batch is as large, not the same bits"
             )
         accelerator.load_state(str(folder))
         for name, model in averages.items():

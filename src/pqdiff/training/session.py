@@ -19,6 +19,7 @@ from .batches import Layout
 from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from .ema import EMA
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE = 3.0  # seconds in which a second signal is the launcher's copy of the first, not a person's second thought
 
 
@@ -27,13 +28,18 @@ class TrainingStopped(Exception):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a trainer's `main`. What a user can mend or asked for ends it with one line in place of a traceback."""
+    """Call a trainer's `main`. What a user can mend or asked for ends it with one line in place of a traceback; signals
+    are given back whatever happens."""
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         main()
     except (ValueError, OSError, TrainingStopped) as error:
         sys.exit(f"{error}")
     except KeyboardInterrupt:
         sys.exit("stopped at once: what came after the last checkpoint is lost")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 class Session:
@@ -96,7 +102,7 @@ class Session:
                 "this run has one process: on CPUs, several need `accelerate launch --multi_gpu --num_processes N`, "
                 "or `torchrun --nproc_per_node N`"
             )
-        self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
 
     # Before the loop.
 
