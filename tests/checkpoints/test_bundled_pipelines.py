@@ -22,6 +22,7 @@ from pqdiff.hub.pipelines import load_pipeline
 NAMES = ("tiny-base", "tiny-hr", "tiny-precise", "tiny-quick")
 SIDES = {"tiny-hr": 128}  # the others: 64
 ROOT = Path(pqdiff.__file__).parent / "checkpoints"
+MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
 
 
 @pytest.fixture(scope="module", params=BUNDLED_PIPELINES)
@@ -51,6 +52,15 @@ def test_the_four_pipelines_ship():
         assert (Path(pqdiff.bundled(name)) / "model_index.json").is_file()
     with pytest.raises(ValueError, match="did you mean 'tiny-precise'"):
         pqdiff.bundled("precise")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_tells_how_to_load_it_from_the_package(name):
+    card = (ROOT / name / "README.md").read_text()
+    assert card == (MODEL_CARDS / f"{name}.md").read_text()
+    snippet = card.split("```python\n")[1].split("```")[0]
+    compile(snippet, "card", "exec")
+    assert f'from_pretrained(pqdiff.bundled("{name}"), torch_dtype=torch.float16)' in snippet
 
 
 def test_pipelines_are_not_taken_for_tokenizers():

@@ -147,7 +147,7 @@ def test_a_stock_pipeline_has_no_rate_and_is_used_as_one(stock):
 
 
 def test_the_snippet_loads_the_repository_and_is_python(saved):
-    snippet = section(render(saved, load="someone/else"), "Use").split("```python\n")[1].split("```")[0]
+    snippet = section(render(saved, load='"someone/else"'), "Use").split("```python\n")[1].split("```")[0]
     compile(snippet, "card", "exec")
     assert 'pqdiff.PQStableDiffusionPipeline.from_pretrained("someone/else", torch_dtype=torch.float16)' in snippet
 

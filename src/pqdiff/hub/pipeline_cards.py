@@ -73,7 +73,7 @@ def render_pipeline_card(
             folder, if it is there.
         samples: paths of pictures below `folder`. Default: those in `samples/`.
         license: id of the Hub. Default: what the base obliges to; without a base apache-2.0.
-        load: what `from_pretrained` takes. Default: `name`.
+        load: Python expression, e.g. a quoted folder or Hub id, that `from_pretrained` takes. Default: `name` in quotes.
         limits: sentences to add to the limits.
 
     Raises:
@@ -108,7 +108,7 @@ def render_pipeline_card(
         facts=facts,
         package="diffusers" if hasattr(diffusers, pipeline_class) else "pqdiff",
         pipeline_class=pipeline_class,
-        load=json.dumps(load or name),
+        load=load or json.dumps(name),
         fp16=any((folder / "unet").glob("*.fp16*.safetensors")),
         prompt=json.dumps("a small red circle above a large blue square"),
         samples=_samples(folder, samples),

@@ -127,7 +127,7 @@ def _make_card(folder: Path, repo_id: str) -> str:
             variant=variant,
             training=_NOT_RECORDED,
             license=known_license(base) or "unknown",
-            load=repo_id,
+            load=f'"{repo_id}"',
         )
     if read_json(folder / "config.json", "config.json").get("_class_name") == "AutoencoderPQ":
         model = AutoencoderPQ.from_pretrained(folder)
