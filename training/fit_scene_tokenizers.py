@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for one model per variant")
     parser.add_argument("--num_scenes", type=int, default=6000, help="default: 6000")
-    parser.add_argument("--scaling_exponent", type=float, default=1.0, help="gamma; default: 1")
+    parser.add_argument("--scaling_exponent", type=float, default=0.5, help="gamma; default: 0.5")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     args = parser.parse_args()
     for name, (preset, resolution) in TOKENIZERS.items():

@@ -39,6 +39,7 @@ LIMITS = (
 NOTES = {
     "base": "9,600 steps of ldm.yaml, then 5,000 of ldm_more.yaml on 40,000 other scenes, 1,336 of them by one process and "
     "the others by two.",
+    "quick": "Two processes on two CPU cores; the config says which noise it was trained on.",
     "precise": "Adapted from the tiny-base before the present one (commit efca98f), 1,300 steps.",
     "hr": "Adapted from the tiny-base before the present one (commit efca98f), 1,300 steps.",
 }
