@@ -73,7 +73,7 @@ def test_the_tiny_suite_stays_under_sixty_megabytes():
 
 
 def test_everything_that_ships_fits_into_a_package_index():
-    assert _bytes("**/*") < 97e6  # they take 100 MB
+    assert _bytes("**/*") < 98e6  # they take 100 MB, with some 0.5 MB of code beside this
 
 
 def _bytes(pattern: str) -> int:
