@@ -35,13 +35,14 @@ LIMITS = (
     "path works, and is no model of the world. For photos adapt Stable Diffusion 2.1 with training/adapt_sd.py."
 )
 
+OLDER = "Adapted from the tiny-base before the present one (commit efca98f), with a whitened tokenizer (gamma 1)."
 # What the shipped weights are, where it is not what a run of this script would make.
 NOTES = {
     "base": "9,600 steps of ldm.yaml, then 5,000 of ldm_more.yaml on 40,000 other scenes, 1,336 of them by one process and "
     "the others by two.",
     "quick": "Two processes on two CPU cores; the config says which noise it was trained on.",
-    "precise": "Adapted from the tiny-base before the present one (commit efca98f), 1,300 steps.",
-    "hr": "Adapted from the tiny-base before the present one (commit efca98f), 1,300 steps.",
+    "precise": OLDER,
+    "hr": OLDER,
 }
 
 EARLIER_STEPS = {"base": 9_600}  # of ldm.yaml, before those of its own log
