@@ -7,6 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from pqdiff import PQStableDiffusionPipeline
+from pqdiff.pipelines.variants import load_variant
 from pqdiff.training.session import run
 from tests.tiny import SIDE, tiny_kl_autoencoder
 from tests.training.support import (
@@ -239,9 +240,9 @@ def test_the_latents_may_be_those_of_another_kl_autoencoder(models, tmp_path):
 def test_a_variant_gives_what_flags_leave_open(models, tmp_path):
     pipe = adapt(models, tmp_path, variant="quick", autoencoder=None, stages=one_stage(1, resolution=64))
     assert pipe.unet.config.in_channels == pipe.vae.config.latent_channels == 128
-    text = (tmp_path / "pipeline" / "variant.yaml").read_text()
-    assert text.startswith("name: quick\nbase: base\n")
-    assert pipe.unet.config.sample_size > 4
+    done = load_variant(tmp_path / "pipeline" / "variant.yaml")
+    assert (done.name, done.base, done.autoencoder) == ("quick", "base", load_variant("quick").autoencoder)
+    assert done.resolution == 16 * pipe.unet.config.sample_size > 64
 
 
 # Mistakes.

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from os import PathLike
 from pathlib import Path
 
 import yaml
@@ -46,7 +47,7 @@ def save_result(session: Session, pipeline, stages: list, variant) -> None:
     else:
         pipeline.save_pretrained(folder)
     forget_local_paths(folder)
-    description = _describe(session, stages, variant, unet)
+    description = _describe(session, stages, variant, pipeline)
     (folder / "variant.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
     if pictures:
         (folder / "samples").mkdir(exist_ok=True)
@@ -75,14 +76,21 @@ def save_result(session: Session, pipeline, stages: list, variant) -> None:
         session.say(f"pushed {len(result.files)} files to {result.url}")
 
 
-def _describe(session: Session, stages: list, variant, unet) -> dict:
+def _describe(session: Session, stages: list, variant, pipeline) -> dict:
+    """What `load_variant` reads back, where the autoencoder is made from a preset."""
     args = session.args
     return {
         "name": variant.name if variant else Path(args.output_dir).name,
-        "base": Path(args.base).name if args.base and Path(args.base).exists() else (args.base or variant.base),
-        "autoencoder": variant.autoencoder if variant else str(Path(str(args.autoencoder)).name),
-        "sample_size": unet.config.sample_size,
-        "resolution": stages[-1].resolution,
+        "base": _public_name(args.base or variant.base),
+        "autoencoder": getattr(pipeline.vae.config, "preset", None)
+        or _public_name(args.autoencoder or variant.autoencoder),
+        "sample_size": pipeline.unet.config.sample_size,
+        "resolution": pipeline.unet.config.sample_size * pipeline.vae_scale_factor,
         "batch_size": session.layout.global_batch_size,
         "stages": [dataclasses.asdict(stage) for stage in stages],
     }
+
+
+def _public_name(source: str | PathLike) -> str:
+    """A Hub id as it is, a folder without the path to it, which is this machine's."""
+    return Path(source).name if Path(source).exists() else str(source)
