@@ -22,6 +22,7 @@ from diffusers import StableDiffusionPipeline
 from pqdiff import PQStableDiffusionPipeline
 from pqdiff.hub.local_paths import forget_local_paths
 from pqdiff.hub.pipeline_cards import write_pipeline_card
+from pqdiff.pipelines.variants import load_variant
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / "src" / "pqdiff" / "checkpoints"
@@ -35,17 +36,13 @@ LIMITS = (
     "path works, and is no model of the world. For photos adapt Stable Diffusion 2.1 with training/adapt_sd.py."
 )
 
-OLDER = "Adapted from the tiny-base before the present one (commit efca98f), with a whitened tokenizer (gamma 1)."
 # What the shipped weights are, where it is not what a run of this script would make.
 NOTES = {
     "base": "9,600 steps of ldm.yaml, then 5,000 of ldm_more.yaml on 40,000 other scenes, 1,336 of them by one process and "
     "the others by two.",
     "quick": "Two processes on two CPU cores; the config says which noise it was trained on.",
-    "precise": OLDER,
-    "hr": OLDER,
 }
-
-EARLIER_STEPS = {"base": 9_600}  # of ldm.yaml, before those of its own log
+BASE_STEPS = 14_600  # of ldm.yaml and ldm_more.yaml; the others' stages are in their variant.yaml
 
 
 def script(name: str, *arguments) -> list[str]:
@@ -139,12 +136,13 @@ def ship(work: Path, names: Sequence[str]) -> None:
         forget_local_paths(folder)
 
 
-def write_cards(work: Path, names: Sequence[str]) -> None:
+def write_cards(names: Sequence[str]) -> None:
     """Cards with the measurements, in the package and in model_cards."""
     results = json.loads(RESULTS.read_text())
     for name in names:
-        folder, config = CHECKPOINTS / f"tiny-{name}", (work / name / "log.jsonl").read_text().splitlines()
-        last = json.loads(config[-1])
+        folder = CHECKPOINTS / f"tiny-{name}"
+        adapted = name != "base"
+        stages = load_variant(folder / "variant.yaml").stages if adapted else ()
         result = results["pipelines"][f"tiny-{name}"]
         metrics = {f"right: {key}": value for key, value in result["right"].items()}
         metrics["seconds per picture"] = result["seconds_per_picture"]
@@ -154,10 +152,10 @@ def write_cards(work: Path, names: Sequence[str]) -> None:
         write_pipeline_card(
             folder,
             name=f"tiny-{name}",
-            base_model=None if name == "base" else "tiny-base",
-            variant=None if name == "base" else f"{name}",
+            base_model="tiny-base" if adapted else None,
+            variant=name if adapted else None,
             training={
-                "steps": last["step"] + EARLIER_STEPS.get(name, 0),
+                "steps": sum(stage.steps for stage in stages) if adapted else BASE_STEPS,
                 "batch_size": 64,
                 "dataset": "generated scenes (pqdiff.data.scenes)",
                 "note": NOTES.get(name, "Made by the steps of training/tiny_suite.py on two CPU cores."),
@@ -201,7 +199,7 @@ def main() -> None:
         if names == NAMES:
             measure += ["--grid", str(ROOT / "docs" / "tiny_suite.png")]
         subprocess.run(measure, check=True, cwd=ROOT)
-    write_cards(args.work, names)
+    write_cards(names)
 
 
 if __name__ == "__main__":
