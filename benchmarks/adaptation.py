@@ -4,8 +4,8 @@
 
 The tiny base is adapted to the latents of tiny-precise (F8, d = 32) by freeze-then-finetune, once per init and seed:
 validation loss in the freeze stage (its end with `copy` is what `lstsq`, which solves the projections, has to meet at
-step 0), then prompts right while all weights are trained. The same for exponents gamma of the latents' standardization,
-with `variance`, and the solved projections with gamma 0.5. Loss: mean squared error of v over fixed scenes, noise and
+step 0), then prompts right while all weights are trained. All with the exponent gamma of the latents' standardization that
+the tokenizer has; then the other exponents, with `variance`. Loss: mean squared error of v over fixed scenes, noise and
 timesteps that no training saw. Losses of different gamma weigh channels differently and cannot be compared; prompts right
 can.
 """
@@ -100,7 +100,8 @@ class Experiment:
         self, pipeline, trainable: str, steps: int, rate: float, seed: int, measure_at: list[int], measure
     ) -> dict:
         """Train, and return `measure(pipeline)` by step, at the given steps."""
-        unet, objective = pipeline.unet, DiffusionObjective(pipeline.scheduler)
+        unet, density = pipeline.unet, tuple(self.args.noise_density)
+        objective = DiffusionObjective(pipeline.scheduler, noise_density=density)
         set_trainable(unet, trainable)
         parameters = projection_parameters(unet) if trainable == "projections" else list(unet.parameters())
         optimizer = torch.optim.AdamW(parameters, rate, fused=True)
@@ -164,14 +165,15 @@ def plot(runs: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.2))
+    usual = runs[0]["gamma"]
     freeze, right = "validation_loss_in_freeze_stage", "prompts_right_in_finetuning"
     panels = (
-        (freeze, "validation loss, freeze stage", lambda run: run["init"] if run["gamma"] == 0 else None),
-        (right, "prompts right, all weights", lambda run: run["init"] if run["gamma"] == 0 else None),
+        (freeze, "validation loss, freeze stage", lambda run: run["init"] if run["gamma"] == usual else None),
+        (right, "prompts right, all weights", lambda run: run["init"] if run["gamma"] == usual else None),
         (
             right,
             "prompts right, by gamma",
-            lambda run: f"{run['init']}, gamma {run['gamma']:g}" if run["init"] in ("variance", "lstsq") else None,
+            lambda run: f"gamma {run['gamma']:g}" if run["init"] == "variance" else None,
         ),
     )
     for axis, (key, title, label) in zip(axes, panels, strict=True):
@@ -200,8 +202,12 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32, help="default: 32")
     parser.add_argument("--freeze_steps", type=int, default=200, help="default: 200")
     parser.add_argument("--freeze_rate", type=float, default=1e-3, help="learning rate; default: 1e-3")
-    parser.add_argument("--finetune_steps", type=int, default=200, help="default: 200")
-    parser.add_argument("--finetune_rate", type=float, default=3e-4, help="learning rate; default: 3e-4")
+    parser.add_argument("--finetune_steps", type=int, default=600, help="default: 600")
+    parser.add_argument("--finetune_rate", type=float, default=5e-4, help="learning rate; default: 5e-4")
+    parser.add_argument(
+        "--noise_density", type=float, nargs=2, default=[0.4, 1.8], metavar=("MEAN", "DEVIATION"),
+        help="ln(noise / signal) of the timesteps that are trained on; default: 0.4 1.8",
+    )  # fmt: skip
     parser.add_argument("--solve_batches", type=int, default=64, help="of lstsq; default: 64")
     parser.add_argument("--validation_batches", type=int, default=8, help="default: 8")
     parser.add_argument("--num_prompts", type=int, default=100, help="default: 100")
@@ -219,14 +225,14 @@ def main() -> None:
         documents = [json.loads(path.read_text()) for path in args.join]
         document = {**documents[0], "runs": [run for document in documents for run in document["runs"]]}
     else:
-        wanted = [(init, 0.0) for init in INITS] + [("variance", gamma) for gamma in GAMMAS if gamma]
-        wanted += [("lstsq", 0.5)]
+        experiment = Experiment(args)
+        usual = experiment.autoencoder.config.scaling_exponent
+        wanted = [(init, usual) for init in INITS] + [("variance", gamma) for gamma in GAMMAS if gamma != usual]
         runs = list(itertools.product(range(args.seeds), wanted))
         if args.only:
             part, parts = map(int, args.only.split("/"))
             runs = runs[part::parts]
-        experiment = Experiment(args)
-        protocol = {k: v for k, v in vars(args).items() if isinstance(v, int | float)}
+        protocol = {k: v for k, v in vars(args).items() if isinstance(v, int | float | list)}
         document = {"machine": describe_machine(), "protocol": protocol, "runs": []}
         for seed, (init, gamma) in runs:
             document["runs"].append(experiment.run(init, gamma, seed))

@@ -19,7 +19,7 @@ def experiment(tmp_path_factory) -> Experiment:
     args = argparse.Namespace(
         base=str(folder / "base"), autoencoder=str(folder / "vae"), num_prompts=2, batch_size=4, solve_batches=2,
         validation_batches=1, freeze_steps=2, freeze_rate=1e-3, finetune_steps=1, finetune_rate=1e-4, inference_steps=2,
-        mixed_precision="no",
+        mixed_precision="no", noise_density=[0.4, 1.8],
     )  # fmt: skip
     return Experiment(args)
 
