@@ -100,8 +100,9 @@ class Experiment:
         self, pipeline, trainable: str, steps: int, rate: float, seed: int, measure_at: list[int], measure
     ) -> dict:
         """Train, and return `measure(pipeline)` by step, at the given steps."""
-        unet, density = pipeline.unet, tuple(self.args.noise_density)
-        objective = DiffusionObjective(pipeline.scheduler, noise_density=density)
+        # What the freeze stage learns is what `lstsq` solves and validation asks: all timesteps alike.
+        density = tuple(self.args.noise_density) if trainable == "all" else None
+        unet, objective = pipeline.unet, DiffusionObjective(pipeline.scheduler, noise_density=density)
         set_trainable(unet, trainable)
         parameters = projection_parameters(unet) if trainable == "projections" else list(unet.parameters())
         optimizer = torch.optim.AdamW(parameters, rate, fused=True)
@@ -206,7 +207,7 @@ def main() -> None:
     parser.add_argument("--finetune_rate", type=float, default=5e-4, help="learning rate; default: 5e-4")
     parser.add_argument(
         "--noise_density", type=float, nargs=2, default=[0.4, 1.8], metavar=("MEAN", "DEVIATION"),
-        help="ln(noise / signal) of the timesteps that are trained on; default: 0.4 1.8",
+        help="ln(noise / signal) of the timesteps when all weights are trained; default: 0.4 1.8",
     )  # fmt: skip
     parser.add_argument("--solve_batches", type=int, default=64, help="of lstsq; default: 64")
     parser.add_argument("--validation_batches", type=int, default=8, help="default: 8")

@@ -3,10 +3,10 @@
     accelerate launch training/adapt_sd.py --variant quick --dataset photos/ --output_dir runs/quick
     accelerate launch training/adapt_sd.py --config training/configs/adapt_sd/smoke.yaml --output_dir runs/smoke
 
-Stages, autoencoder and sizes come from `--variant` (hr, precise, quick or a YAML file) or from flags; flags win. The data
-are a folder with captions, a Hub id (`--streaming`), tar files, generated scenes, or what `cache_latents.py` wrote
-({resolution} in the folder's name stands for the stage's). Killed at any moment, the same command with `--resume` ends in
-the same weights. The result is OUTPUT_DIR/pipeline.
+Stages, autoencoder, sizes and samples per step come from `--variant` (hr, precise, quick or a YAML file) or from flags;
+flags win. The data are a folder with captions, a Hub id (`--streaming`), tar files, generated scenes, or what
+`cache_latents.py` wrote ({resolution} in the folder's name stands for the stage's). Killed at any moment, the same command
+with `--resume` ends in the same weights. The result is OUTPUT_DIR/pipeline.
 """
 
 from pathlib import Path
@@ -36,6 +36,7 @@ from pqdiff.training.validation import add_validation_arguments, paint_validatio
 
 def parse(argv=None):
     parser = TrainerParser(__doc__)
+    parser.set_defaults(batch_size=None)
     model = parser.add_argument_group("model")
     model.add_argument("--base", help="folder or Hub id of a Stable Diffusion; default: the variant's")
     model.add_argument("--autoencoder", help="shipped name, folder or Hub id; default: the variant's")
@@ -68,7 +69,7 @@ def main(argv=None) -> PQStableDiffusionPipeline:
     variant = load_variant(args.variant) if args.variant else None
     stages = parse_stages(args.stages) if args.stages else list(variant.stages)
     total_steps = sum(stage.steps for stage in stages)
-    session = Session(args, total_steps)
+    session = Session(args, total_steps, variant.batch_size if variant else 4)
     accelerator, device = session.accelerator, session.accelerator.device
     checkpoint = session.find()
 
@@ -204,7 +205,8 @@ def say_what_runs(session: Session, pipeline, stages) -> None:
     session.say(
         f"UNet {sum(p.numel() for p in unet.parameters()):,} parameters, {projections:,} of them in the projections; "
         f"{unet.config.in_channels} channels; predicts {pipeline.scheduler.config.prediction_type}; "
-        f"{layout.global_batch_size} samples a step on {layout.processes} process(es)"
+        f"{layout.global_batch_size} samples a step on {layout.processes} process(es); "
+        f"mixed precision: {session.accelerator.mixed_precision}"
     )
     for number, stage in enumerate(stages, start=1):
         session.say(

@@ -112,6 +112,28 @@ def test_a_pair_with_a_loss_that_is_no_number_stops_together(models, tmp_path):
     assert not torch.equal(batches[0]["pixels"], batches[1]["pixels"])
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_to_the_whole_group_saves_although_it_reaches_the_loaders_workers_too(models, tmp_path, number):
+    output = tmp_path / "a"
+    stages = [{"resolution": 32, "steps": 3000, "learning_rate": 1e-3, "trainable": "all"}]
+    flags = adapt_flags(models, output, stages=stages, checkpointing_steps=10_000, dataloader_workers=2)
+    process = subprocess.Popen(
+        [sys.executable, adapt_sd.__file__, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: steps_of(output), _Alive(process))
+    os.killpg(process.pid, number)  # as a cluster's scheduler or a terminal does
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "the same command with --resume goes on" in text, text
+    assert "Traceback" not in text, text
+    assert len(list(output.glob("checkpoint-*"))) == 1
+
+
 @pytest.mark.slow
 def test_the_launcher_of_accelerate_starts_two_processes(models, together, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]

@@ -10,12 +10,15 @@ from torch import nn
 from pqdiff.training import session as session_module
 from pqdiff.training.arguments import TrainerParser
 from pqdiff.training.session import Session, TrainingStopped, run
-from tests.training.support import SIGNALS, flags, steps_of
+from tests.training.support import SIGNALS, flags, fresh_process, steps_of
 
 
-def open_session(output_dir, total_steps=6, **options) -> Session:
+def open_session(output_dir, total_steps=6, global_batch_size=None, **options) -> Session:
     options = {"checkpointing_steps": 3, "log_steps": 2, **options}
-    return Session(TrainerParser("A trainer.").parse(flags(output_dir=output_dir, **options)), total_steps)
+    parser = TrainerParser("A trainer.")
+    if global_batch_size:
+        parser.set_defaults(batch_size=None)
+    return Session(parser.parse(flags(output_dir=output_dir, **options)), total_steps, global_batch_size)
 
 
 def train(session, until=6, losses=None):
@@ -161,7 +164,6 @@ def test_an_unknown_tracker_is_an_error(tmp_path):
 
 
 def test_trackers_get_loss_and_learning_rate(tmp_path):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     session = open_session(tmp_path, report_to="tensorboard")
@@ -171,6 +173,26 @@ def test_trackers_get_loss_and_learning_rate(tmp_path):
     events = EventAccumulator(str(tmp_path / "logs" / "test")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [2, 4, 6]
     assert events.Scalars("learning_rate")[0].value == pytest.approx(0.1)
+
+
+def test_precision_is_what_accelerate_says_unless_the_flag_says_otherwise(tmp_path, monkeypatch):
+    def precision_of(folder, **options):
+        with fresh_process():
+            session = open_session(tmp_path / folder, **options)
+            assert session.args.mixed_precision == session.accelerator.mixed_precision
+            return session.args.mixed_precision
+
+    assert precision_of("none") == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # of accelerate launch --mixed_precision bf16
+    assert precision_of("launch") == "bf16"
+    assert precision_of("flag", mixed_precision="no") == "no"
+
+
+def test_samples_per_step_are_shared_by_processes_and_micro_steps(tmp_path):
+    session = open_session(tmp_path, batch_size=None, gradient_accumulation_steps=4, global_batch_size=32)
+    assert (session.args.batch_size, session.layout.global_batch_size) == (8, 32)
+    with pytest.raises(ValueError, match=r"--batch_size is missing: 32 samples a step cannot be shared by 1 process"):
+        open_session(tmp_path / "b", batch_size=None, gradient_accumulation_steps=3, global_batch_size=32)
 
 
 def test_a_launch_that_made_one_process_of_several_is_told_so(tmp_path, monkeypatch, capsys):

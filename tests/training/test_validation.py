@@ -49,6 +49,27 @@ def test_the_last_grid_shows_what_the_saved_pipeline_paints(painted):
         ]
 
 
+def test_trackers_get_the_pictures(models, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    stages = [{"resolution": 32, "steps": 2, "learning_rate": 1e-3, "trainable": "all"}]
+    adapt(models, tmp_path, **{**VALIDATION, "validation_steps": 2}, stages=stages, report_to="tensorboard")
+    events = EventAccumulator(str(tmp_path / "logs" / "pqdiff-adapt-sd"), {"images": 0}).Reload()
+    assert [event.step for event in events.Images("validation")] == [2]
+
+
+def test_a_tracker_that_takes_no_pictures_does_not_end_the_run(models, tmp_path, monkeypatch, capsys):
+    from accelerate.tracking import TensorBoardTracker
+
+    def refuse(*args, **kwargs):
+        raise NotImplementedError("no pictures")
+
+    monkeypatch.setattr(TensorBoardTracker, "log_images", refuse)
+    stages = [{"resolution": 32, "steps": 2, "learning_rate": 1e-3, "trainable": "all"}]
+    adapt(models, tmp_path, **{**VALIDATION, "validation_steps": 1}, stages=stages, report_to="tensorboard")
+    assert "tensorboard did not take the validation pictures (NotImplementedError" in capsys.readouterr().out
+
+
 def test_painting_leaves_models_and_their_modes_in_place(models, tmp_path):
     from types import SimpleNamespace
 

@@ -19,7 +19,12 @@ class TrainerParser(argparse.ArgumentParser):
         run.add_argument("--output_dir", type=Path, required=False, help="folder of the run: checkpoints, log, result")
         run.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint, if any")
         run.add_argument("--seed", type=int, default=0, help="fixes data order, crops, noise and timesteps")
-        run.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="autocast")
+        run.add_argument(
+            "--mixed_precision",
+            choices=("no", "bf16", "fp16"),
+            default=None,
+            help="default: that of accelerate, or no",
+        )
         run.add_argument("--checkpointing_steps", type=positive, default=500, help="steps between checkpoints")
         run.add_argument("--checkpoints_total_limit", type=positive, default=2, help="older ones are removed")
         run.add_argument("--log_steps", type=positive, default=20, help="steps between lines of log.jsonl")

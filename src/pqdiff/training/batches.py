@@ -1,5 +1,6 @@
 """Which samples a step sees: fixed by the seed, the same for any number of processes, and known without history."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,9 +116,16 @@ def iterate_batches(
         sampler=positions,
         batch_size=None,
         num_workers=workers,
+        worker_init_fn=_leave_signals_to_the_trainer,
         persistent_workers=False,
         generator=torch.Generator(),  # keeps the loader off the global random state
     )
     batches = iter(loader)
     for _ in range(start, stop):
         yield [next(batches) for _ in range(layout.accumulation)]
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A launcher or terminal signals the whole group: the trainer saves and ends its workers, which must not die first."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

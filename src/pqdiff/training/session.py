@@ -51,18 +51,25 @@ class Session:
     Args:
         args: of a `TrainerParser`.
         total_steps: optimizer steps of the whole run, for the progress bar.
+        global_batch_size: samples per optimizer step where `args.batch_size` is None.
+
+    Raises:
+        ValueError: for arguments that do not fit each other or this launch.
     """
 
-    def __init__(self, args: argparse.Namespace, total_steps: int):
+    def __init__(self, args: argparse.Namespace, total_steps: int, global_batch_size: int | None = None):
         self.args, self.total_steps = args, total_steps
         self.output_dir = Path(args.output_dir)
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else several processes on CPUs do not find each other
-            mixed_precision=args.mixed_precision,
+            mixed_precision=args.mixed_precision,  # None: what `accelerate launch` or `accelerate config` says
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             log_with=args.report_to,
             project_config=ProjectConfiguration(str(self.output_dir), str(self.output_dir / "logs")),
         )
+        args.mixed_precision = self.accelerator.mixed_precision
+        if args.batch_size is None:
+            args.batch_size = self._batch_size_of_a_process(global_batch_size)
         self.layout = Layout(
             args.batch_size,
             args.gradient_accumulation_steps,
@@ -214,6 +221,17 @@ class Session:
             signal.signal(number, handler)
         if self.args.report_to:
             self.accelerator.end_training()
+
+    def _batch_size_of_a_process(self, global_batch_size: int) -> int:
+        """Samples of a process and micro-step that make a given global batch."""
+        processes, micro_steps = self.accelerator.num_processes, self.args.gradient_accumulation_steps
+        size, rest = divmod(global_batch_size, processes * micro_steps)
+        if rest:
+            raise ValueError(
+                f"--batch_size is missing: {global_batch_size} samples a step cannot be shared by {processes} process(es) "
+                f"times {micro_steps} micro-step(s) (--gradient_accumulation_steps)"
+            )
+        return size
 
     def _on_signal(self, number: int, frame) -> None:
         now = time.monotonic()

@@ -1,8 +1,8 @@
 """Pictures of fixed prompts while training goes on, always from the same noise."""
 
 import argparse
-import contextlib
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -33,9 +33,16 @@ def paint_validation(session: Session, pipeline) -> None:
         folder / f"step-{session.step:08d}.png"
     )
     for tracker in session.accelerator.trackers:
-        if hasattr(tracker, "log_images"):
-            with contextlib.suppress(ImportError, AttributeError, TypeError):  # the trackers' wishes differ
+        if not hasattr(tracker, "log_images"):
+            continue
+        try:
+            if tracker.name == "tensorboard":
+                stacked = np.stack([np.asarray(picture) for picture in pictures])  # (B, H, W, 3)
+                tracker.log_images({"validation": stacked}, step=session.step, dataformats="NHWC")
+            else:
                 tracker.log_images({"validation": pictures}, step=session.step)
+        except Exception as error:  # whatever a tracker raises: the run is worth more than its pictures
+            session.say(f"{tracker.name} did not take the validation pictures ({type(error).__name__}: {error})")
 
 
 @torch.no_grad()
