@@ -9,15 +9,13 @@ flags win. The data are a folder with captions, a Hub id (`--streaming`), tar fi
 with `--resume` ends in the same weights. The result is OUTPUT_DIR/pipeline.
 """
 
-from pathlib import Path
-
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 
-from pqdiff import AutoencoderPQ, PQStableDiffusionPipeline
-from pqdiff.checkpoints import BUNDLED, BUNDLED_PIPELINES, bundled
-from pqdiff.hub.resolve import load_autoencoder
+from pqdiff import PQStableDiffusionPipeline
+from pqdiff.checkpoints import BUNDLED_PIPELINES, bundled
+from pqdiff.hub.resolve import load_any_autoencoder
 from pqdiff.models.unet_adapter import WIDENING_INITS, backbone_parameters, projection_parameters, set_trainable
 from pqdiff.pipelines.conversion import check_not_removed
 from pqdiff.pipelines.variants import load_variant
@@ -143,7 +141,8 @@ def build_pipeline(args, variant, stages, device, solve: bool) -> PQStableDiffus
     checkpoint that will be loaded."""
     base_name = args.base or variant.base
     check_not_removed(base_name)
-    autoencoder = load_any_autoencoder(args.autoencoder or f"pqgan-{variant.autoencoder}").to(device)
+    source = args.autoencoder or f"pqgan-{variant.autoencoder}"
+    autoencoder = load_any_autoencoder(source, torch_dtype=torch.float32).to(device)
     place = bundled(base_name) if base_name in BUNDLED_PIPELINES else base_name
     base = DiffusionPipeline.from_pretrained(place, torch_dtype=torch.float32).to(device)
     init, conv_in_map = args.init, None
@@ -165,21 +164,6 @@ def build_pipeline(args, variant, stages, device, solve: bool) -> PQStableDiffus
     for frozen in (pipeline.vae, pipeline.text_encoder):
         frozen.eval().requires_grad_(False)
     return pipeline
-
-
-def load_any_autoencoder(source: str):
-    """`AutoencoderPQ` by shipped name (of a pipeline: that pipeline's), folder or Hub id, or any other autoencoder of
-    diffusers by folder or Hub id."""
-    import diffusers
-
-    if source in BUNDLED_PIPELINES:
-        source = str(Path(bundled(source)) / "vae")
-    if source in BUNDLED or not (Path(source).is_dir() or source.count("/") == 1):
-        return load_autoencoder(source)  # or its error, which says what can be given
-    name = str(AutoencoderPQ.load_config(source).get("_class_name"))
-    if not name.startswith("Autoencoder") or not hasattr(diffusers, name):
-        return load_autoencoder(source)
-    return getattr(diffusers, name).from_pretrained(source, torch_dtype=torch.float32).eval()
 
 
 def add_lora(unet, rank: int, seed: int) -> None:

@@ -16,20 +16,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pqdiff import AutoencoderPQ
-from pqdiff.checkpoints import BUNDLED
 from pqdiff.data.buckets import bucket_sizes, nearest_bucket
 from pqdiff.data.captioned import SCENES, CaptionedImages, StreamedImages, open_captioned
 from pqdiff.data.crops import cut, plan_crops
 from pqdiff.data.images import normalize, to_tensor
 from pqdiff.data.latents import LatentCacheWriter
 from pqdiff.data.lazy_image import LazyImage
-from pqdiff.hub.resolve import load_autoencoder
+from pqdiff.hub.resolve import load_any_autoencoder
 from pqdiff.models.fingerprint import fingerprint
 from pqdiff.training.samples import latents_of
 from pqdiff.training.text import encode_captions, text_fingerprint
@@ -86,7 +84,7 @@ def parse(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     args = parse(argv)
     photos = open_photos(args)
-    autoencoder = load_vae(args.autoencoder)
+    autoencoder = load_any_autoencoder(args.autoencoder)
     kind = args.kind or ("indices" if isinstance(autoencoder, AutoencoderPQ) else "latents")
     if kind == "indices" and not isinstance(autoencoder, AutoencoderPQ):
         raise ValueError(f"--kind indices: {args.autoencoder} has no tokens; use --kind latents")
@@ -157,22 +155,6 @@ def open_photos(args):
     if args.num_samples is None or args.dataset == SCENES:
         return photos
     return photos.take(args.num_samples)
-
-
-def load_vae(source: str):
-    """AutoencoderPQ or AutoencoderKL in eval mode, by shipped name, folder, pipeline folder or Hub id."""
-    folder = Path(source)
-    if (folder / "model_index.json").is_file():
-        source = str(folder / "vae")
-    if source in BUNDLED or not (Path(source).exists() or source.count("/") == 1):
-        return load_autoencoder(source)  # or its error, which names what can be given
-    try:
-        kind = AutoencoderKL.load_config(source).get("_class_name")
-        if kind != "AutoencoderKL":
-            return load_autoencoder(source)
-        return AutoencoderKL.from_pretrained(source).eval()
-    except (OSError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"--autoencoder {source}: cannot be loaded ({' '.join(str(error).split())[:300]})") from None
 
 
 def target_sizes(args, autoencoder) -> list[tuple[int, int]]:

@@ -33,6 +33,7 @@ facts["picture"] = pipe("a red fox", generator=torch.manual_seed(0), **call).ima
 made = pqdiff.PQStableDiffusionPipeline.from_stable_diffusion("user/base", "user/ae", init="copy")
 made.set_progress_bar_config(disable=True)
 facts["made"] = made("a red fox", generator=torch.manual_seed(0), **call).images
+assert type(DiffusionPipeline.from_pretrained("user/pq")) is pqdiff.PQStableDiffusionPipeline
 generic = DiffusionPipeline.from_pretrained("user/pq", custom_pipeline="pqsd", trust_remote_code=True)
 facts["generic"] = type(generic) is pqdiff.PQStableDiffusionPipeline
 torch.save(facts, sys.argv[1])

@@ -195,6 +195,17 @@ def test_a_kl_autoencoder_of_other_channels_will_do_too(base):
     assert paint(pipe).std() > 0
 
 
+def test_a_kl_autoencoder_is_found_by_folder_alone_or_in_a_pipeline(base, tmp_path):
+    vae = tiny_kl_autoencoder(latent_channels=16)
+    vae.save_pretrained(tmp_path / "alone")
+    base.save_pretrained(tmp_path / "pipeline")
+    vae.save_pretrained(tmp_path / "pipeline" / "vae")
+    for name in ("alone", "pipeline"):
+        pipe = PQStableDiffusionPipeline.from_stable_diffusion(base, tmp_path / name)
+        assert type(pipe.vae) is type(vae)
+        assert all(map(torch.equal, pipe.vae.state_dict().values(), vae.state_dict().values()))
+
+
 @pytest.mark.parametrize(
     ("name", "hint"), [("pqgan-f8", "did you mean 'pqgan-f8-"), ("zzz", "choose one of pqgan-f16-d128")]
 )

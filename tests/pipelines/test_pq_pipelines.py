@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+    DiffusionPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -58,6 +62,17 @@ def test_not_snapping_once_changes_no_later_call(pipe):
     before = paint(pipe)
     paint(pipe, quantize_latents=False)
     assert torch.equal(paint(pipe), before)
+
+
+def test_generic_loaders_find_the_pipelines(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    assert type(DiffusionPipeline.from_pretrained(tmp_path)) is type(pipe)
+    autos = (AutoPipelineForText2Image, AutoPipelineForImage2Image, AutoPipelineForInpainting)
+    assert [type(auto.from_pretrained(tmp_path)) for auto in autos] == [*KINDS]
+    for auto, kind in zip(autos, KINDS, strict=True):
+        other = auto.from_pipe(pipe)
+        assert type(other) is kind
+        assert other.unet is pipe.unet
 
 
 def test_latents_come_back_as_the_model_left_them(pipe):
@@ -126,10 +141,30 @@ def test_with_a_kl_autoencoder_everything_is_as_in_the_stock_pipeline(kind, stoc
         torch.testing.assert_close(paint(pipe, quantize_latents=quantize_latents), paint(stock))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_latents_that_an_autoencoder_shifts_are_shifted_back(kind):
+    pipe = build(kind, vae=tiny_kl_autoencoder(shift_factor=0.5, scaling_factor=0.3), unet=tiny_unet(BASE_CHANNELS))
+    latents = paint(pipe, output_type="latent")
+    torch.testing.assert_close(paint(pipe), decoded(pipe, latents / 0.3 + 0.5))
+    picture = torch.rand(1, 3, SIDE, SIDE) * 2 - 1
+    with torch.no_grad():
+        mean = pipe.vae.encode(picture).latent_dist.mean
+        encoded = torch.stack([pipe._encode(picture, seeded(i)) for i in range(64)]).mean(dim=0)
+        spread = pipe.vae.encode(picture).latent_dist.std
+    assert ((encoded / 0.3 + 0.5 - mean).abs() < spread).all()
+
+
+def test_snapping_is_left_out_where_codewords_say_more_than_latents(text_to_image):
+    pipe = build(vae=tiny_autoencoder(linear=True, hidden_channels=4))
+    assert torch.equal(paint(pipe), paint(pipe, quantize_latents=False))
+    assert_different(paint(pipe), paint(pipe, quantize_latents=True))
+    assert_different(paint(text_to_image), paint(text_to_image, quantize_latents=False))
+
+
 def test_the_call_is_described_with_its_new_argument():
     for kind, stock_class in zip(KINDS, STOCK, strict=True):
         parameters = inspect.signature(kind.__call__).parameters
-        assert parameters["quantize_latents"].default is True
+        assert parameters["quantize_latents"].default is None
         old = [*inspect.signature(stock_class.__call__).parameters]
         assert [name for name in parameters if name not in ("quantize_latents", "kwargs")] == [
             name for name in old if name != "kwargs"

@@ -66,7 +66,12 @@ def generate(
     height: Annotated[int | None, typer.Option(help="In pixels; default: the model's.")] = None,
     width: Annotated[int | None, typer.Option(help="In pixels; default: the model's.")] = None,
     negative: Annotated[str | None, typer.Option(help="What not to paint.")] = None,
-    quantize: Annotated[bool, typer.Option(help="Snap latents to codewords, where the model has some.")] = True,
+    quantize: Annotated[
+        bool | None,
+        typer.Option(
+            "--quantize/--no-quantize", help="Snap latents to codewords (default: where the latents say all of them)."
+        ),
+    ] = None,
     scheduler: Annotated[str | None, typer.Option(help=f"{', '.join(SCHEDULERS)}; default: the model's.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; default: what is there.")] = None,
     dtype: Annotated[

@@ -34,7 +34,7 @@ class Settings:
         negative: what the guidance leads away from, or None.
         height: in pixels, or None for the model's own.
         width: likewise.
-        quantize: whether latents are snapped to codewords before they are decoded.
+        quantize: whether latents are snapped to codewords before they are decoded; None as the pipeline does by itself.
         scheduler: a key of `SCHEDULERS`, or None for the model's own.
 
     Raises:
@@ -46,7 +46,7 @@ class Settings:
     negative: str | None
     height: int | None
     width: int | None
-    quantize: bool
+    quantize: bool | None
     scheduler: str | None
 
     def __post_init__(self):

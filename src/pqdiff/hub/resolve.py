@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import diffusers
+from diffusers import ModelMixin
 from safetensors import SafetensorError
 
-from ..checkpoints import BUNDLED, bundled
+from ..checkpoints import BUNDLED, BUNDLED_PIPELINES, bundled
 from ..models import AutoencoderPQ
 
 
@@ -36,3 +38,26 @@ def load_autoencoder(source: str, **kwargs) -> AutoencoderPQ:
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"model ({source}) cannot be loaded: {reason[:300]}") from None
+
+
+def load_any_autoencoder(source: str, **kwargs) -> ModelMixin:
+    """As `load_autoencoder`, and besides any autoencoder of diffusers, such as `AutoencoderKL`, by folder or Hub id.
+
+    The name of a shipped pipeline and a pipeline's folder stand for its autoencoder.
+
+    Raises:
+        ValueError: in one line, naming the source and what is wrong with it.
+    """
+    place = bundled(source) if source in BUNDLED_PIPELINES else source
+    if (Path(place) / "model_index.json").is_file():
+        place = str(Path(place) / "vae")
+    if place in BUNDLED or not (Path(place).is_dir() or place.count("/") == 1):
+        return load_autoencoder(place, **kwargs)  # or its error, which names what can be given
+    try:
+        config = AutoencoderPQ.load_config(place)
+        name = str(config.get("_class_name")) if isinstance(config, dict) else ""
+        if not name.startswith("Autoencoder") or not hasattr(diffusers, name):
+            return load_autoencoder(place, **kwargs)
+        return getattr(diffusers, name).from_pretrained(place, **kwargs).eval()
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"model ({source}) cannot be loaded: {' '.join(str(error).split())[:300]}") from None

@@ -1,5 +1,8 @@
 """Stable Diffusion on product-quantized latents: prompts to pictures, pictures to pictures, inpainting."""
 
+import diffusers
+from diffusers.pipelines import auto_pipeline
+
 from .pipeline_pq_stable_diffusion import PQStableDiffusionImg2ImgPipeline, PQStableDiffusionPipeline
 from .pipeline_pq_stable_diffusion_inpaint import PQStableDiffusionInpaintPipeline
 from .variants import VARIANTS, Stage, Variant, load_variant
@@ -13,3 +16,13 @@ __all__ = [
     "Variant",
     "load_variant",
 ]
+
+# The generic loaders find pipelines by name: DiffusionPipeline among what diffusers exports, the AutoPipelines in these
+# tables, so that `AutoPipelineForImage2Image.from_pipe` keeps checks and snapping.
+for _task, _pipeline in {
+    "TEXT2IMAGE": PQStableDiffusionPipeline,
+    "IMAGE2IMAGE": PQStableDiffusionImg2ImgPipeline,
+    "INPAINT": PQStableDiffusionInpaintPipeline,
+}.items():
+    setattr(diffusers, _pipeline.__name__, _pipeline)
+    getattr(auto_pipeline, f"AUTO_{_task}_PIPELINES_MAPPING")["pq-stable-diffusion"] = _pipeline

@@ -8,15 +8,12 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
-from diffusers.utils import logging
 from torch import nn
 
-from ..checkpoints import BUNDLED, bundled
-from ..models import AutoencoderPQ
+from ..checkpoints import BUNDLED
+from ..hub.resolve import load_any_autoencoder
 from ..models.unet_adapter import widen_unet
 from .variants import Variant, load_variant
-
-logger = logging.get_logger(__name__)
 
 # Stable Diffusion 2 was taken down from where it was published; these repositories hold the same files. The first paints
 # 768 pixels and predicts v, the second 512 pixels and predicts the noise.
@@ -46,12 +43,6 @@ def convert_stable_diffusion(
         check_not_removed(str(base))
     dtype = torch_dtype or (base.unet.dtype if loaded else torch.float32)
     vae = _autoencoder(autoencoder, variant, dtype)
-    if getattr(vae.config, "hidden_channels", 0):
-        logger.warning(
-            "The autoencoder has hidden channels: its codewords hold more than the latents show, so a little noise on the "
-            "latents makes snapping worse than not snapping. Paint with quantize_latents=False, or fit a plain one "
-            "(pqdiff fit --hidden-channels 0)."
-        )
     if variant is not None:
         _check_variant(variant, vae)
 
@@ -96,8 +87,7 @@ def _autoencoder(
         close = difflib.get_close_matches(source, BUNDLED, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(BUNDLED)}"
         raise ValueError(f"autoencoder ({source!r}) is no shipped model, folder or Hub id (user/name): {hint}")
-    source = bundled(source) if source in BUNDLED else source
-    return AutoencoderPQ.from_pretrained(source, torch_dtype=dtype).eval()
+    return load_any_autoencoder(source, torch_dtype=dtype)
 
 
 def _check_variant(variant: Variant, vae: ModelMixin) -> None:
