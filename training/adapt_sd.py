@@ -21,7 +21,7 @@ from pqdiff.pipelines.conversion import check_not_removed
 from pqdiff.pipelines.variants import load_variant
 from pqdiff.training.arguments import TrainerParser, structured
 from pqdiff.training.diffusion import PREDICTION_TYPES, DiffusionObjective, shift_noise
-from pqdiff.training.publish import add_publish_arguments, save_result
+from pqdiff.training.publish import add_publish_arguments, check_publish_arguments, save_result
 from pqdiff.training.randomness import generator_for
 from pqdiff.training.samples import latents_of
 from pqdiff.training.schedule import learning_rate, parse_stages, stage_at
@@ -58,6 +58,7 @@ def parse(argv=None):
     args = parser.parse(argv)
     if args.variant is None and not (args.stages and args.base and args.autoencoder):
         raise ValueError("give --variant, or all of --base, --autoencoder and --stages")
+    check_publish_arguments(args)
     return args
 
 

@@ -29,7 +29,7 @@ from pqdiff.training.autoencoders import (
 from pqdiff.training.codewords import CodewordCounts, check_restartable, restart_codewords
 from pqdiff.training.first_lines import say_what_runs
 from pqdiff.training.photos import add_photo_arguments, open_photo_samples, open_photos, spread
-from pqdiff.training.publish import add_publish_arguments
+from pqdiff.training.publish import add_publish_arguments, check_publish_arguments
 from pqdiff.training.randomness import generator_for
 from pqdiff.training.reconstruction import ReconstructionValidation, add_reconstruction_arguments
 from pqdiff.training.schedule import learning_rate
@@ -83,6 +83,7 @@ def parse(argv=None):
 def main(argv=None) -> AutoencoderPQ:
     """Train, and give the autoencoder that was saved."""
     args = parse(argv)
+    check_publish_arguments(args)
     stage = Stage(args.resolution, args.steps, 1.0, "all")  # learning rates are parts of their peaks
     photos, held_out = open_photos(args)
     session = Session(args, args.steps)

@@ -7,6 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from pqdiff import PQStableDiffusionPipeline
+from pqdiff.hub.pipelines import load_pipeline
 from pqdiff.pipelines.variants import load_variant
 from pqdiff.training.session import run
 from tests.tiny import SIDE, tiny_kl_autoencoder
@@ -205,7 +206,11 @@ def test_lora_trains_beside_an_untouched_backbone_and_loads_into_the_result(mode
     pipe.set_progress_bar_config(disable=True)
     before = pipe("a", **PAINT, generator=torch.manual_seed(0)).images
     pipe.load_lora_weights(tmp_path / "a" / "pipeline")
-    assert not torch.equal(pipe("a", **PAINT, generator=torch.manual_seed(0)).images, before)
+    after = pipe("a", **PAINT, generator=torch.manual_seed(0)).images
+    assert not torch.equal(after, before)
+    whole = load_pipeline(str(tmp_path / "a" / "pipeline"))  # as the command line does
+    assert torch.equal(whole("a", **PAINT, generator=torch.manual_seed(0)).images, after)
+    assert "\npipe.load_lora_weights(" in (tmp_path / "a" / "pipeline" / "README.md").read_text()
     averaged = {
         name.split(" ")[1].replace(".default.", ".default_0."): tensor
         for name, tensor in state_of(tmp_path / "a", 2).items()

@@ -6,6 +6,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from pqdiff import PQStableDiffusionPipeline
+from pqdiff.hub.push import push_folder
 from tests.hub.hub_server import serve_hub
 from tests.hub.support import TOKENS, connect, run_in_fresh_process
 from tests.tiny import SIDE
@@ -77,7 +78,33 @@ def test_the_card_names_base_steps_and_license_but_no_folder_of_this_machine(pus
     assert str(models).encode() not in configurations
 
 
-def test_without_a_push_the_folder_is_the_same_but_for_halves(reference, pushed):
+def test_without_a_push_the_folder_is_the_same(reference, pushed):
     names = {p.relative_to(reference / "pipeline").as_posix() for p in (reference / "pipeline").rglob("*.*")}
     assert names <= set(pushed[1])
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in names
     assert ModelCard.load(reference / "pipeline" / "README.md").data.license == "unknown"
+
+
+def test_a_result_that_is_pushed_later_loads_by_its_repository_in_half_precision(reference, tmp_path, monkeypatch):
+    with serve_hub({}, TOKENS) as hub:
+        connect(monkeypatch, hub.address, "token of user", tmp_path)
+        push_folder(reference / "pipeline", "user/later")
+        files = hub.repositories["user/later"].files
+        half = LOAD.replace("user/tiny", "user/later").replace("cache_dir", 'variant="fp16", cache_dir')
+        loaded = run_in_fresh_process(half, hub.address, tmp_path)
+    assert b'from_pretrained("user/later", torch_dtype=torch.float16, variant="fp16")' in files["README.md"]
+    expected = weights_of(reference / "pipeline" / "unet")
+    assert all(torch.equal(loaded["unet"][name], tensor.half().float()) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("repository", "token", "said"),
+    [("not a valid//id", "token of user", "must be user/name"), ("user/tiny", None, "not logged in")],
+)
+def test_a_push_that_cannot_succeed_is_refused_before_the_first_step(
+    models, tmp_path, monkeypatch, repository, token, said
+):
+    connect(monkeypatch, "http://127.0.0.1:9", token, tmp_path)
+    with pytest.raises(ValueError, match=rf"--push_to_hub: .*{said}"):
+        adapt(models, tmp_path / "run", push_to_hub=repository)
+    assert not (tmp_path / "run").exists()

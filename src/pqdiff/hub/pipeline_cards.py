@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
+from .. import __all__ as _PUBLIC
 from ..models import AutoencoderPQ
 from .check import read_json
 from .measured import eval_results, measured_on, metric_rows
 
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # the name that diffusers saves and loads
 _TEMPLATE = Path(__file__).parent / "pipeline_card.md.jinja"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TRAINING = ("steps", "dataset", "batch_size", "stages", "hours", "hardware", "dataset_id", "note")
@@ -106,10 +107,11 @@ def render_pipeline_card(
         name=name,
         first_line=first_line,
         facts=facts,
-        package="diffusers" if hasattr(diffusers, pipeline_class) else "pqdiff",
+        package="pqdiff" if pipeline_class in _PUBLIC else "diffusers",
         pipeline_class=pipeline_class,
         load=load or json.dumps(name),
         fp16=any((folder / "unet").glob("*.fp16*.safetensors")),
+        lora=(folder / LORA_WEIGHTS).is_file(),
         prompt=json.dumps("a small red circle above a large blue square"),
         samples=_samples(folder, samples),
         made=made,

@@ -4,12 +4,15 @@ import importlib
 from pathlib import Path
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import nn
 
 from ..checkpoints import BUNDLED, BUNDLED_PIPELINES, bundled, suggestion
 from ..pipelines import PQStableDiffusionPipeline
 from ..pipelines.conversion import check_not_removed
 from .check import read_json
+from .pipeline_cards import LORA_WEIGHTS
 
 _KINDS = tuple(f"{pq}StableDiffusion{task}Pipeline" for pq in ("", "PQ") for task in ("", "Img2Img"))
 _LIBRARIES = ("diffusers", "transformers", "pqdiff")  # whose models say what their files lacked
@@ -18,6 +21,8 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json")
 
 def load_pipeline(source: str, torch_dtype: torch.dtype = torch.float32) -> PQStableDiffusionPipeline:
     """Text-to-image pipeline from a shipped name, a folder or a Hub id; a stock Stable Diffusion stays what it is.
+
+    LoRA layers that lie beside its models, as `adapt_sd.py` leaves them, are loaded with it.
 
     Raises:
         ValueError: in one line, naming the source and what is wrong with it, also if weights are missing.
@@ -32,10 +37,23 @@ def load_pipeline(source: str, torch_dtype: torch.dtype = torch.float32) -> PQSt
             raise ValueError(f"it holds a {index.get('_class_name')}, not one of {', '.join(_KINDS)}")
         models = {name: _load_whole(folder, name, entry, torch_dtype) for name, entry in index.items()}
         models = {name: model for name, model in models.items() if model is not None}
-        return PQStableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch_dtype, **models)
+        pipeline = PQStableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch_dtype, **models)
+        if layers := _lora_weights(place):
+            pipeline.load_lora_weights(layers.parent, weight_name=layers.name)
+        return pipeline
     except Exception as error:  # of whichever library reads the file that is broken
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"model ({source}) cannot be loaded: {reason[:300]}") from None
+
+
+def _lora_weights(place: str) -> Path | None:
+    """The file of LoRA layers in a pipeline's folder or repository, if there is one."""
+    if Path(place).exists():
+        return Path(place) / LORA_WEIGHTS if (Path(place) / LORA_WEIGHTS).is_file() else None
+    try:
+        return Path(hf_hub_download(place, LORA_WEIGHTS))
+    except (EntryNotFoundError, LocalEntryNotFoundError):
+        return None
 
 
 def _check_source(source: str) -> None:

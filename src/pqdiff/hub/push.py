@@ -1,6 +1,8 @@
 """Send a model or a pipeline to the Hub: everything is checked before anything is sent, and goes in one commit."""
 
 import contextlib
+import json
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,7 +52,8 @@ def push_folder(
 ) -> PushResult:
     """Check a folder and send it to the Hub as one commit; the repository is made if it does not exist.
 
-    A folder without `README.md` gets a card that says what the folder shows, and that no more is known.
+    A folder without `README.md` gets a card that says what the folder shows, and that no more is known. The card of a
+    trainer, whose snippet loads the run by its name, goes up with the repository in its place.
 
     Args:
         folder: an `AutoencoderPQ` or a pipeline as `save_pretrained` wrote it, maybe with `variant.yaml`, `samples/`,
@@ -67,12 +70,12 @@ def push_folder(
         ConnectionError: if the Hub cannot be reached or fails. Each is one line.
     """
     folder = Path(folder)
-    _check_repo_id(repo_id)
+    check_repo_id(repo_id)
     files, left_out = check_folder(folder)
-    card = None if "README.md" in files else _make_card(folder, repo_id).encode()
-    sizes = [(file, (folder / file).stat().st_size) for file in files]
-    sizes += [] if card is None else [("README.md", len(card))]
-    sizes.sort()
+    made = "README.md" not in files
+    card = (_make_card(folder, repo_id) if made else addressed((folder / "README.md").read_text(), repo_id)).encode()
+    files = [file for file in files if file != "README.md"]
+    sizes = sorted([*((file, (folder / file).stat().st_size) for file in files), ("README.md", len(card))])
     api = HfApi(token=token)
     if dry_run:
         return PushResult(f"{api.endpoint}/{repo_id}", sizes, left_out, [])
@@ -85,15 +88,23 @@ def push_folder(
             )
         removed = _stale(files, api.list_repo_files(repo_id))
         additions = [CommitOperationAdd(file, str(folder / file)) for file in files]
-        additions += [] if card is None else [CommitOperationAdd("README.md", card)]
+        additions.append(CommitOperationAdd("README.md", card))
         deletions = [CommitOperationDelete(file) for file in removed]
         api.create_commit(repo_id, [*additions, *deletions], commit_message=commit_message)
-    if card is not None:
+    if made:
         (folder / "README.md").write_bytes(card)
     return PushResult(str(url), sizes, left_out, removed)
 
 
-def _check_repo_id(repo_id: str) -> None:
+def addressed(card: str, repo_id: str) -> str:
+    """A card whose snippets load from the Hub what a trainer knew by the name of its run alone."""
+    title = re.search(r"^# (.+)$", card, re.MULTILINE)
+    names = "|".join(re.escape(json.dumps(name)) for name in ("THIS_FOLDER", title[1] if title else "THIS_FOLDER"))
+    return re.sub(rf"\b(from_pretrained|load_lora_weights)\((?:{names})(?=[,)])", rf'\1("{repo_id}"', card)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise ValueError unless `repo_id` is user/name."""
     try:
         validate_repo_id(repo_id)
         if repo_id.count("/") != 1:

@@ -20,6 +20,26 @@ def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--hub_private", action="store_true", help="make a new repository private")
 
 
+def check_publish_arguments(args: argparse.Namespace) -> None:
+    """What would fail after the last step and can be known before the first.
+
+    Raises:
+        ValueError: if `--push_to_hub` names no repository, or there is no token to write to it.
+    """
+    if args.push_to_hub is None:
+        return
+    from huggingface_hub import get_token
+
+    from ..hub.push import check_repo_id
+
+    try:
+        check_repo_id(args.push_to_hub)
+    except ValueError as error:
+        raise ValueError(f"--push_to_hub: {error}") from None
+    if get_token() is None:
+        raise ValueError("--push_to_hub: not logged in to the Hub: run `hf auth login`, or set HF_TOKEN")
+
+
 def save_result(session: Session, pipeline, stages: list, variant) -> None:
     """Save OUTPUT_DIR/pipeline, by the averaged weights where there are some: models, `variant.yaml`, `samples/`, card.
 
@@ -27,7 +47,6 @@ def save_result(session: Session, pipeline, stages: list, variant) -> None:
     """
     if not session.accelerator.is_main_process:
         return
-    from ..hub.local_paths import forget_local_paths
     from ..hub.pipeline_cards import known_license, write_pipeline_card
 
     args, folder = session.args, session.output_dir / "pipeline"
@@ -42,11 +61,10 @@ def save_result(session: Session, pipeline, stages: list, variant) -> None:
 
         layers = get_peft_model_state_dict(unet)
         unet.unload_lora() if hasattr(unet, "unload_lora") else unet.delete_adapters(list(unet.peft_config))
-        pipeline.save_pretrained(folder)
+        _export(session, pipeline, folder)
         pipeline.save_lora_weights(folder, unet_lora_layers=layers)
     else:
-        pipeline.save_pretrained(folder)
-    forget_local_paths(folder)
+        _export(session, pipeline, folder)
     description = _describe(session, stages, variant, pipeline)
     (folder / "variant.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
     if pictures:
@@ -68,12 +86,21 @@ def save_result(session: Session, pipeline, stages: list, variant) -> None:
         },
     )
     if args.push_to_hub:
-        from ..hub.export import export_for_hub
         from ..hub.push import push_folder
 
-        export_for_hub(pipeline, folder)
         result = push_folder(folder, args.push_to_hub, private=args.hub_private)
         session.say(f"pushed {len(result.files)} files to {result.url}")
+
+
+def _export(session: Session, pipeline, folder: Path) -> None:
+    """The models in full precision and, as far as it can hold them, in half."""
+    from ..hub.export import export_for_hub
+
+    try:
+        export_for_hub(pipeline, folder)
+    except ValueError as error:
+        session.say(f"no files in half precision: {error}")
+        export_for_hub(pipeline, folder, fp16=False)
 
 
 def _describe(session: Session, stages: list, variant, pipeline) -> dict:
