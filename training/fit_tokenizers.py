@@ -98,8 +98,8 @@ def ship(args, model: AutoencoderPQ, name: str) -> dict:
         if model.config.class_bases:  # many bases, which lose nothing that can be seen
             path = model.patch_transform
             for part in (path.analysis, path.synthesis, path.patch_classes, model.refiner):
-                if part is not None:
-                    part.half()
+                for tensor in part.state_dict(keep_vars=True).values() if part is not None else ():
+                    tensor.data = tensor.data.half()
         model.save_pretrained(temporary)
     forget_local_paths(folder)
     model = AutoencoderPQ.from_pretrained(folder).eval()

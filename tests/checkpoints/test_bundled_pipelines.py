@@ -45,6 +45,14 @@ def paint(pipe, prompts, **call):
     return to_pixels(images * 2 - 1)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "tiny-base"])
+def test_without_a_data_type_all_models_come_in_the_same_and_paint(name):
+    pipe = PQStableDiffusionPipeline.from_pretrained(pqdiff.bundled(name))  # as README does
+    assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a small red circle", num_inference_steps=1).images[0].size == (SIDES.get(name, 64),) * 2
+
+
 def test_the_four_pipelines_ship():
     assert BUNDLED_PIPELINES == NAMES
     assert set(TITLES) == set(NAMES)

@@ -2,6 +2,7 @@
 
 import itertools
 import socket
+import struct
 
 import datasets
 import huggingface_hub
@@ -24,6 +25,7 @@ from pqdiff.data.images import (
     to_rgb,
     to_tensor,
 )
+from pqdiff.data.lazy_image import LazyImage
 
 # How an upright picture is stored for each EXIF orientation.
 STORED = {
@@ -68,6 +70,34 @@ def test_exif_orientation_is_undone(tmp_path, orientation):
     assert result.shape == upright.shape
     assert np.abs(result - upright).max() <= 4
     assert np.array_equal(load(stored, tmp_path / "x.png", exif=exif), upright)
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("mode", ["L", "I;16", "CMYK"])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_turned_tiff_without_compression_is_read_like_a_png(tmp_path, orientation, mode, lazy):
+    upright, exif = gradient(), Image.Exif()
+    exif[0x0112] = orientation
+    gray = upright[..., 0].astype(np.uint16) * 257 if mode == "I;16" else upright[..., 0]
+    pixels = upright if mode == "CMYK" else gray
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](pixels)))
+    stored = stored.convert("CMYK") if mode == "CMYK" else stored
+    stored.save(tmp_path / "x.tif", exif=exif)
+    photo = LazyImage("x", (), tmp_path / "x.tif")
+    image = photo.load() if lazy else load_image(tmp_path / "x.tif")
+    assert image.size == photo.size == (24, 16)
+    expected = upright if mode == "CMYK" else np.repeat(upright[..., :1], 3, axis=2)
+    assert np.abs(pixels_of(image) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+def test_damaged_exif_does_no_harm_beside_an_orientation_that_counts(tmp_path, kind):
+    maker = struct.pack("<HHII", 0x010F, 5, 1, 38)  # a text by its tag, by its type a fraction
+    orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + maker + orientation + struct.pack("<III", 0, 1, 3)
+    Image.fromarray(gradient()).save(tmp_path / f"x.{kind}", exif=exif)
+    image = load_image(tmp_path / f"x.{kind}")
+    assert image.size == LazyImage("x", (), tmp_path / f"x.{kind}").size == (16, 24)
 
 
 def test_an_upright_image_is_not_turned_again(tmp_path):

@@ -48,6 +48,16 @@ def test_classes_reconstruct_busy_and_flat_pictures_better_at_the_same_rate(fitt
     assert psnr(fitted, unseen) > psnr(plain, unseen) + 1
 
 
+def test_in_half_precision_classes_are_chosen_as_in_full(fitted, tmp_path):
+    fitted.save_pretrained(tmp_path)
+    half = AutoencoderPQ.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert half.patch_transform.patch_classes.rotations.dtype == torch.float32
+    x = torch.stack(pictures(6, seed=1)).float() / 127.5 - 1
+    with torch.no_grad():
+        expected, found = fitted.encode(x).indices[:, 0], half.encode(x.bfloat16()).indices[:, 0]
+    assert (found != expected).float().mean() < 0.02  # of the class tokens
+
+
 def test_fit_with_classes_is_reproducible(fitted):
     again = fit_closed_form(pictures(), PRESET, 8, class_bases=4)
     weights = fitted.state_dict()

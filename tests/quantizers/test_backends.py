@@ -203,10 +203,14 @@ def test_gradients_are_equal_in_every_backend(native, dtype, dim):
 
 
 @pytest.mark.parametrize("name", ["plain", "native"])
-def test_the_operator_keeps_the_rules_of_torch(name):
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_operator_keeps_the_rules_of_torch(name, channels_last):
     need(name)
     torch.manual_seed(0)
-    z, codebooks = torch.randn(2, 3, 2, 5, requires_grad=True), torch.randn(3, 7, 2, requires_grad=True)
+    z, codebooks = torch.randn(2, 3, 2, 5), torch.randn(3, 7, 2, requires_grad=True)
+    if channels_last:  # (B, N, S, D) in memory
+        z = torch.randn(2, 5, 3, 2).permute(0, 2, 3, 1)
+    z.requires_grad_()
     with use_backend(name):
         torch.library.opcheck(quantize_product, (z, codebooks, 1.0, 0.25))
         torch.library.opcheck(nearest_codewords, (z.detach(), codebooks.detach()))

@@ -93,6 +93,20 @@ def test_reduced_matmul_precision_changes_nothing_and_is_restored(dim):
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.parametrize("dim", [2, 32])
+def test_precision_chosen_by_the_newer_settings_changes_nothing_and_is_restored(dim):
+    torch.manual_seed(0)
+    z, codebooks = torch.randn(1, 2, dim, 500), torch.randn(2, 512, dim)
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        assert_nearest(z, codebooks)
+        assert matmul.fp32_precision == "bf16"
+    finally:
+        matmul.fp32_precision = before
+
+
 @pytest.mark.parametrize("shape", [(4, 1, 128, 300), (4, 2, 512, 300), (4, 3, 70, 100), (2, 16, 100, 100)], ids=str)
 def test_ties_go_to_the_lowest_index(shape):
     torch.manual_seed(0)
@@ -157,7 +171,9 @@ def test_tiles_smaller_than_the_codebook_agree_with_brute_force(monkeypatch, bac
 
 
 @pytest.mark.parametrize(
-    "shape", [(16, 2, 512, 2304), (64, 2, 128, 2304), (64, 1, 128, 2304), (2, 64, 1000, 500)], ids=str
+    "shape",
+    [(16, 2, 512, 2304), (64, 2, 512, 16), (64, 2, 128, 2304), (64, 1, 128, 2304), (2, 64, 1000, 500)],
+    ids=str,
 )
 def test_scratch_memory_is_at_most_one_and_a_third_megabytes_beside_the_output(shape, backend):
     if backend != "plain":

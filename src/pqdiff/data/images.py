@@ -1,6 +1,7 @@
 """Read photos of any kind as 8-bit RGB, find them in folders and data sets, bring them to a model's size."""
 
 import itertools
+import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,13 +9,28 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+# What Pillow raises for files that are damaged in one way or another.
+BROKEN = (
+    *(OSError, SyntaxError, EOFError, ValueError, AttributeError, TypeError, struct.error),
+    Image.DecompressionBombError,
+)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Photo as an upright RGB image: EXIF orientation applied, alpha over white, 16 bits rounded to 8.
+    """Photo as an upright RGB image: EXIF orientation applied, alpha over white, 16-bit gray rounded to 8 bits (of
+    16-bit colors Pillow reads the upper 8).
 
     Raises:
         ValueError: naming the file, if it is missing, empty, corrupt, truncated, too large or not an image.
@@ -25,12 +41,13 @@ def load_image(path: str | Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong comes as an error; damaged EXIF alone does no harm
-            with Image.open(path) as image:
+            # By its open file: what Pillow opens by name it maps into memory, and turned TIFFs come out scrambled.
+            with path.open("rb") as file, Image.open(file) as image:
                 image.load()
                 return to_rgb(image)
     except UnidentifiedImageError:
         raise ValueError(f"{path}: not an image, or of a kind that Pillow cannot read") from None
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError, ValueError) as error:
+    except BROKEN as error:
         raise ValueError(f"{path}: cannot be read as an image ({error})") from None
 
 
@@ -40,7 +57,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: for floating-point images with values outside [0, 1], or NaN.
     """
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I"):  # 16 bits, in modes I;16, I;16B and I
         values = np.asarray(image).astype(np.float64)
         if values.min() < 0 or values.max() > 65535:
@@ -55,6 +72,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF says; damaged EXIF says nothing.
+
+    Pillow's `exif_transpose` writes all other tags anew, too, and fails if one of them is damaged.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except BROKEN:
+        return image
+    if turn is None:
+        return image
+    image = image.transpose(turn)
+    for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):  # which would turn it again
+        image.info.pop(key, None)
+    return image
 
 
 def resize_and_crop(image: Image.Image, resolution: int, crop: bool = True) -> Image.Image:
@@ -147,6 +181,6 @@ def _iterate_dataset(name: str, split: str) -> Iterable[tuple[str, Image.Image]]
             if row is None:
                 return
             image = to_rgb(row[columns[0]])
-        except (OSError, ValueError, SyntaxError, AttributeError, datasets.exceptions.DatasetsError) as error:
+        except (*BROKEN, datasets.exceptions.DatasetsError) as error:
             raise ValueError(f"{name}[{number}]: cannot be read as an image ({error})") from None
         yield f"{name}[{number}]", image

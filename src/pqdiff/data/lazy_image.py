@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from .images import load_image, to_rgb
+from .images import BROKEN, load_image, to_rgb
 
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
@@ -85,7 +85,7 @@ class _OneLineErrors(warnings.catch_warnings):
             raise ValueError(f"{self.name}: not an image, or of a kind that Pillow cannot read") from None
         if isinstance(error, FileNotFoundError):
             raise ValueError(f"{self.name}: no such file") from None
-        if isinstance(error, (OSError, SyntaxError, EOFError, Image.DecompressionBombError, ValueError)):
+        if isinstance(error, BROKEN):
             raise ValueError(f"{self.name}: cannot be read as an image ({error})") from None
 
 

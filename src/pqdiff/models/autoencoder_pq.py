@@ -76,8 +76,8 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ResnetBlock2D", "PatchTransform"]
-    _keep_in_fp32_modules = ["quantizer", "standardization"]
-    _skip_layerwise_casting_patterns = ["quantizer", "standardization", "hidden_codewords"]
+    _keep_in_fp32_modules = ["quantizer", "standardization", "patch_classes"]
+    _skip_layerwise_casting_patterns = ["quantizer", "standardization", "hidden_codewords", "patch_classes"]
     _group_offload_block_modules = [
         "encoder",
         "decoder",

@@ -9,12 +9,14 @@ in it. The rate stays the same: a class costs one of the S tokens.
 import torch
 from torch import nn
 
+from ..quantizers import Fp32Module
 from ..quantizers.codeword_statistics import look_up
 from ..quantizers.nearest import nearest_codewords
 
 
-class PatchClasses(nn.Module):
-    """Maps components of patches to coefficients relative to a class, and back. Computes in fp32 whatever its weights are.
+class PatchClasses(Fp32Module):
+    """Maps components of patches to coefficients relative to a class, and back, in fp32: the choice among classes compares
+    small errors of large numbers, and rotations that bf16 has rounded cost more than 1 dB.
 
     Class k has basis k // (classes / bases).
 

@@ -70,6 +70,14 @@ class PQLatentsMixin:
             )
 
     @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As the stock method, but without `torch_dtype` all models are float32: transformers would keep the text
+        encoder in the precision of its file, and half of it does not go with the rest."""
+        if not kwargs.keys() & {"torch_dtype", "dtype"}:
+            kwargs["torch_dtype"] = torch.float32
+        return super().from_pretrained(*args, **kwargs)
+
+    @classmethod
     def from_stable_diffusion(
         cls,
         base: str | PathLike | DiffusionPipeline,

@@ -38,4 +38,5 @@ def quantize(z: torch.Tensor, codebooks: torch.Tensor, indices: torch.Tensor) ->
         residual_sums = pull.new_zeros(num_subspaces * codebook_size, dim)
         residual_sums.index_add_(0, rows, pull.transpose(1, 2).reshape(-1, dim))
         residual_sums = residual_sums.view(num_subspaces, codebook_size, dim)
-    return z_q.to(z.dtype), indices, counts, residual_sums, residual.square_().sum()
+    z_q = z_q.to(z.dtype).contiguous()  # as the operator's fake kernel promises: z may have other strides
+    return z_q, indices, counts, residual_sums, residual.square_().sum()

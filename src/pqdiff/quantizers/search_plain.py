@@ -25,7 +25,7 @@ def why_not() -> None:
 def nearest(z: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
     """int64 indices `(B, S, N)` for z `(B, S, D, N)` of any floating dtype and codebooks `(S, K, D)` fp32, on any device.
 
-    Beside its output it uses at most 1.3 MB of memory on a CPU, 256 MB elsewhere.
+    Beside its output and a few times the codebooks it uses 1.3 MB of memory on a CPU, 256 MB elsewhere.
     """
     with _exact_matmul():
         indices = torch.empty((z.shape[0], z.shape[1], z.shape[3]), dtype=torch.int64, device=z.device)
@@ -51,7 +51,19 @@ def quantize(z: torch.Tensor, codebooks: torch.Tensor) -> tuple[torch.Tensor, ..
 @contextlib.contextmanager
 def _exact_matmul():
     """Full fp32 products, whatever TF32 or bf16 shortcuts the user allowed for the networks."""
-    precision = torch.get_float32_matmul_precision()
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # chosen per backend, by torch's newer settings, beside which it refuses to answer
+        backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+        chosen = [backend.fp32_precision for backend in backends]
+        try:
+            for backend in backends:
+                backend.fp32_precision = "ieee"
+            yield
+        finally:
+            for backend, value in zip(backends, chosen, strict=True):
+                backend.fp32_precision = value
+        return
     if precision == "highest":
         yield
         return
@@ -98,9 +110,10 @@ def _search_narrow(z: torch.Tensor, codebooks: torch.Tensor, indices: torch.Tens
     # as can be, and few, because for short codebooks the calls cost as much as the arithmetic.
     block = min(scratch * 2 // 5 // (num_runs + 2 * dim + 4), buffer.numel() // (run * dim + 2))
     block_n = min(block, num_positions)
-    block_s = min(block // block_n, num_subspaces)
+    tables = max(1, scratch // 5 // (tile_k * (2 * dim + 1)))  # subspaces whose codewords are prepared at once
+    block_s = min(block // block_n, num_subspaces, tables)
     block_s = -(-num_subspaces // -(-num_subspaces // block_s))
-    tile_s = max(block_s, scratch // 5 // (tile_k * (2 * dim + 1)) // block_s * block_s)
+    tile_s = max(block_s, tables // block_s * block_s)
     for s in range(0, num_subspaces, tile_s):
         tile = _CodewordTile(codebooks[s : s + tile_s, :tile_k], run)
         for t in range(s, min(s + tile_s, num_subspaces), block_s):
