@@ -124,8 +124,7 @@ def main(argv=None) -> PQStableDiffusionPipeline:
                     loss = objective.loss(prediction, sample)
                     session.check_finite(loss, batch)
                     accelerator.backward(loss)
-                    if accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+                    session.clip_gradients(unet.parameters())
                     prepared_optimizer.step()
                     prepared_optimizer.zero_grad()
             session.update_averages(models)

@@ -16,11 +16,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pqdiff import AutoencoderPQ
+from pqdiff.cli.painting import choose_device
 from pqdiff.data.buckets import bucket_sizes, nearest_bucket
 from pqdiff.data.captioned import SCENES, CaptionedImages, StreamedImages, open_captioned
 from pqdiff.data.crops import cut, plan_crops
@@ -67,7 +69,7 @@ def parse(argv=None) -> argparse.Namespace:
     )
     models.add_argument("--kind", choices=("indices", "latents"), help="default: indices where there are tokens")
     models.add_argument("--text_encoder", help="folder of a pipeline: also cache embeddings of the captions")
-    models.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    models.add_argument("--device", help="default: the accelerator that is there, or cpu")
     models.add_argument("--mixed_precision", choices=PRECISIONS, default="no", help="autocast of the encoders")
     run = parser.add_argument_group("run")
     run.add_argument("--output", type=Path, required=True, help="folder of the cache")
@@ -83,6 +85,7 @@ def parse(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> None:
     args = parse(argv)
+    args.device = choose_device(args.device)
     photos = open_photos(args)
     autoencoder = load_any_autoencoder(args.autoencoder)
     kind = args.kind or ("indices" if isinstance(autoencoder, AutoencoderPQ) else "latents")
@@ -268,7 +271,7 @@ def run() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         print(f"cache_latents: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -38,7 +38,7 @@ def main(argv=None) -> None:
     stage = Stage(args.resolution, args.steps, args.learning_rate, "all")
     session = Session(args, args.steps)
     torch.manual_seed(args.seed)
-    model = build(args)
+    model = build(args).to(session.accelerator.device)  # before there is an average of it
     if args.freeze_encoder:
         for part in (model.encoder, model.quant_conv):
             part.requires_grad_(False)
@@ -77,8 +77,7 @@ def main(argv=None) -> None:
                 loss = error.abs().mean() + error.square().mean() + args.kl_weight * kl.float()
                 session.check_finite(loss, batch)
                 accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(parameters, args.max_grad_norm)
+                session.clip_gradients(parameters)
                 optimizer.step()
                 optimizer.zero_grad()
         session.update_averages(raw)

@@ -61,7 +61,8 @@ def main(argv=None) -> None:
     if accelerator.device.type == "cpu":  # the fused kernel's backward pass is many times slower there, in bf16
         unet.set_attn_processor(AttnProcessor())
         text_encoder.set_attn_implementation("eager")
-    pipeline.vae.to(accelerator.device)
+    for part in (pipeline.vae, unet, text_encoder):
+        part.to(accelerator.device)  # before there are averages of them
     stage = Stage(args.resolution, args.steps, args.learning_rate, "all")
     objective = DiffusionObjective(pipeline.scheduler, args.min_snr_gamma, args.noise_density)
     parameters = [*unet.parameters(), *text_encoder.parameters()]
@@ -96,8 +97,7 @@ def main(argv=None) -> None:
                 loss = objective.loss(prediction, sample)
                 session.check_finite(loss, batch)
                 accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(parameters, args.max_grad_norm)
+                session.clip_gradients(parameters)
                 optimizer.step()
                 optimizer.zero_grad()
         session.update_averages(models)

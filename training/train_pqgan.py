@@ -19,7 +19,7 @@ from pqdiff.losses import PatchDiscriminator, PerceptualLoss, VQGANLoss
 from pqdiff.metrics import CodebookUsage
 from pqdiff.models.presets import PRESETS
 from pqdiff.pipelines.variants import Stage
-from pqdiff.training.arguments import TrainerParser, construct, structured
+from pqdiff.training.arguments import TrainerParser, construct, positive, structured
 from pqdiff.training.autoencoders import (
     initial_autoencoder,
     last_layer,
@@ -44,7 +44,7 @@ def parse(argv=None):
     model.add_argument("--init", default="random", help="random, closed_form, or an autoencoder: name, folder, Hub id")
     model.add_argument("--model", type=structured, default={}, help="constructor arguments of AutoencoderPQ")
     model.add_argument(
-        "--fit_images", type=int, default=1000, help="to fit the closed form, and latents' statistics, to"
+        "--fit_images", type=positive, default=1000, help="to fit the closed form, and latents' statistics, to"
     )
     model.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
     model.add_argument("--restart_dead_codewords", type=int, default=0, help="steps between restarts; 0: never")
@@ -152,16 +152,14 @@ def main(argv=None) -> AutoencoderPQ:
                 loss, logs = criterion.generator(images, output, quantizer_loss, last_layer(autoencoder), step)
                 session.check_finite(loss, batch)
                 accelerator.backward(loss)
-                if accelerator.sync_gradients and args.max_grad_norm:
-                    accelerator.clip_grad_norm_(parameters, args.max_grad_norm)
+                session.clip_gradients(parameters)
                 optimizer.step()
                 optimizer.zero_grad()
                 if criterion.discriminator_factor(step):
                     loss, disc_logs = criterion.discriminator(images, output, step)
                     session.check_finite(loss, batch, log=False)
                     accelerator.backward(loss)
-                    if accelerator.sync_gradients and args.max_grad_norm:
-                        accelerator.clip_grad_norm_(discriminator.parameters(), args.max_grad_norm)
+                    session.clip_gradients(discriminator.parameters())
                     disc_optimizers[0].step()
                     disc_optimizers[0].zero_grad()
                     logs |= disc_logs

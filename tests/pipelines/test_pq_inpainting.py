@@ -6,8 +6,18 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionInpaintPipeline
 from PIL import Image
 
-from tests.pipelines.support import PROMPT, assert_different, build_inpainting, left_half, paint, random_image, seeded
-from tests.tiny import BASE_CHANNELS, FACTOR, PQ_CHANNELS, SIDE, tiny_autoencoder, tiny_kl_autoencoder
+from pqdiff import PQStableDiffusionInpaintPipeline
+from tests.pipelines.support import (
+    PROMPT,
+    assert_different,
+    build,
+    build_inpainting,
+    left_half,
+    paint,
+    random_image,
+    seeded,
+)
+from tests.tiny import BASE_CHANNELS, FACTOR, PQ_CHANNELS, SIDE, tiny_autoencoder, tiny_kl_autoencoder, tiny_unet
 
 EDGE = SIDE // FACTOR // 2
 
@@ -134,6 +144,31 @@ def test_without_return_dict_pictures_and_flags_are_a_tuple(pipe):
     pictures, flags = pipe(PROMPT, generator=seeded(), return_dict=False, **call)
     assert torch.equal(pictures, pipe(PROMPT, generator=seeded(), **call).images)
     assert flags is None
+
+
+@pytest.mark.parametrize("inputs", [["latents"], ["latents", "prompt_embeds"]])
+def test_the_callback_can_end_guidance(pipe, inputs):
+    def end(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 0.0
+        return {"something": "else"}
+
+    ended = paint(pipe, callback_on_step_end=end, callback_on_step_end_tensor_inputs=inputs)
+    assert ended.std() > 0
+    assert_different(ended, paint(pipe))
+
+
+def test_guidance_that_the_callback_changes_is_the_stock_pipelines():
+    pipe = build(PQStableDiffusionInpaintPipeline, vae=tiny_kl_autoencoder(), unet=tiny_unet(BASE_CHANNELS))
+    stock = StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
+    stock.set_progress_bar_config(disable=True)
+
+    def raise_guidance(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 20.0
+        return {}
+
+    changed = paint(pipe, callback_on_step_end=raise_guidance)
+    torch.testing.assert_close(changed, paint(stock, callback_on_step_end=raise_guidance))
+    assert_different(changed, paint(pipe))
 
 
 def test_the_callback_can_change_the_mask():

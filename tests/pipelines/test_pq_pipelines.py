@@ -161,6 +161,11 @@ def test_snapping_is_left_out_where_codewords_say_more_than_latents(text_to_imag
     assert_different(paint(text_to_image), paint(text_to_image, quantize_latents=False))
 
 
+def test_image_to_image_says_that_a_strength_leaves_no_step():
+    with pytest.raises(ValueError, match=r"strength \(0.1\) of 3 steps leaves none"):
+        paint(build(PQStableDiffusionImg2ImgPipeline), strength=0.1)
+
+
 def test_the_call_is_described_with_its_new_argument():
     for kind, stock_class in zip(KINDS, STOCK, strict=True):
         parameters = inspect.signature(kind.__call__).parameters

@@ -1,10 +1,15 @@
 """`training/adapt_sd.py` on tiny components, in this process: stages, options, and what is said about mistakes."""
 
+import os
+import resource
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 
 from pqdiff import PQStableDiffusionPipeline
 from pqdiff.hub.pipelines import load_pipeline
@@ -224,6 +229,35 @@ def test_lora_trains_beside_an_untouched_backbone_and_loads_into_the_result(mode
     assert_same_state(state_of(output, 2), state_of(tmp_path / "a", 2))
     adapt(models, tmp_path / "c", stages=stages, lora_rank=2, checkpointing_steps=1, ema_decay=0.5)
     assert_same_state(state_of(tmp_path / "c", 2), state_of(tmp_path / "a", 2))
+
+
+def test_without_a_gradient_norm_nothing_is_clipped(models, tmp_path):
+    adapt(models, tmp_path, stages=one_stage(1), max_grad_norm=0)
+    start, result = weights_of(models / "base" / "unet"), unet_of(tmp_path)
+    assert any(not torch.equal(result[name], start[name]) for name in start if not is_projection(name))
+
+
+@pytest.mark.parametrize("fault", ["a broken photo", "no room for a checkpoint"])
+def test_a_run_with_loader_workers_that_fails_ends_with_one_line(models, tmp_path, fault):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(4):
+        Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(photos / f"{number}.png")
+    if fault == "a broken photo":
+        (photos / "2.png").write_bytes((photos / "2.png").read_bytes()[:50])
+    room = 20_000 if fault == "no room for a checkpoint" else resource.RLIM_INFINITY
+    argv = adapt_flags(models, tmp_path / "run", dataset=photos, dataloader_workers=2)
+    ended = subprocess.run(
+        [sys.executable, adapt_sd.__file__, *argv],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr, ended.stderr
+    assert {"a broken photo": "2.png", "no room for a checkpoint": "File too large"}[fault] in ended.stderr
 
 
 def test_the_noise_shift_is_saved_with_the_pipeline(models, tmp_path):

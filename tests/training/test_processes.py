@@ -70,6 +70,15 @@ def test_one_process_goes_on_where_two_stopped(models, together, tmp_path):
     assert_close_state(state_of(tmp_path, STEPS), state_of(together, STEPS))
 
 
+def test_micro_steps_may_change_at_an_odd_step(models, tmp_path):
+    together = {**OPTIONS, "batch_size": 2, "gradient_accumulation_steps": 2}
+    adapt(models, tmp_path / "a", **OPTIONS, batch_size=4, checkpointing_steps=3)
+    shutil.copytree(tmp_path / "a" / "checkpoint-00000003", tmp_path / "b" / "checkpoint-00000003")
+    adapt(models, tmp_path / "b", **together, resume=True)
+    adapt(models, tmp_path / "c", **together)
+    assert_close_state(state_of(tmp_path / "b", STEPS), state_of(tmp_path / "c", STEPS))
+
+
 def test_all_ranks_have_their_part_in_a_checkpoint(together):
     names = {path.name for path in (together / "checkpoint-00000008").iterdir()}
     assert {"random_states_0.pkl", "random_states_1.pkl"} <= names

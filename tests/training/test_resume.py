@@ -33,7 +33,7 @@ MOMENTS = {
     "before the switch, between checkpoints": ("open", "log.jsonl", 3),
     "at the switch, before the checkpoint has its name": ("os.rename", "checkpoint-00000004"),
     "at the switch, before the first step of the second stage is logged": ("open", "log.jsonl", 5),
-    "after the switch, while an old checkpoint is removed": ("shutil.rmtree", ".checkpoint-00000002.partial", 2),
+    "after the switch, while an old checkpoint is removed": ("shutil.rmtree", ".checkpoint-00000002.partial"),
     "after the switch, while a checkpoint is written": ("open", ".checkpoint-00000008.partial/progress.json"),
     "after the last step, while the result is written": ("open", "pipeline/variant.yaml"),
 }

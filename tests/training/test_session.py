@@ -130,6 +130,21 @@ def test_resume_with_other_arguments_says_which(tmp_path, capsys):
     assert "batch_size: 4 -> 3" in capsys.readouterr().out
 
 
+def test_a_resumed_run_obeys_the_flags_of_its_own_optimizer(tmp_path):
+    def open_with(weight_decay, **options):
+        session = open_session(tmp_path, **options)
+        model = nn.Linear(2, 1)
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=weight_decay)
+        _, optimizer = session.prepare({"model": model}, optimizer)
+        return session, optimizer
+
+    session, _ = open_with(0.1)
+    session.checkpoint()
+    session, optimizer = open_with(0.5, resume=True)
+    session.load(session.find()[0])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5]
+
+
 def test_the_limit_of_checkpoints_is_kept(tmp_path):
     train(open_session(tmp_path, checkpointing_steps=1, checkpoints_total_limit=3))
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [

@@ -4,6 +4,7 @@ import sys
 import warnings
 
 import typer
+from safetensors import SafetensorError
 
 from . import generate, hub, models, photos
 
@@ -31,7 +32,7 @@ def main() -> None:
     logging.disable_progress_bar()
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         print(f"pqdiff: {error}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as exit:

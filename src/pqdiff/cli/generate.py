@@ -116,13 +116,12 @@ def generate(
                         notes.append(f"The safety checker of {titles[name]} blacked out {prompt!r}, seed {each}.")
             factor = pipeline.vae_scale_factor
             latents = (pipeline.unet.config.in_channels, size[0] // factor, size[1] // factor)
-            models.append(ModelPictures(name, titles[name], latents, pictures))
+            models.append(ModelPictures(name, titles[name], latents, settings.guidance, pictures))
 
     files = write_pictures(output, as_folder, grid(prompts, models, compare), prompts, models)
     if json:
         how = {
             "steps": steps,
-            "guidance": settings.guidance,
             "device": device,
             "dtype": str(dtype).removeprefix("torch."),
         }

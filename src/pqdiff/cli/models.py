@@ -89,6 +89,8 @@ def evaluate(
     from ..checkpoints import BUNDLED
     from ..metrics.protocol import evaluate_reconstruction
 
+    if output.is_dir():
+        raise ValueError(f"output ({output}) is a folder: give a file for the metrics")
     autoencoders = {name: load_autoencoder(name) for name in model or BUNDLED}
     for name, autoencoder in autoencoders.items():
         if resolution % autoencoder.downsample_factor or resolution < 11:

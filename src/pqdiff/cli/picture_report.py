@@ -42,11 +42,13 @@ class ModelPictures:
         name: as the user gave it.
         title: short, and different from those of the other models.
         latents: channels, height and width.
+        guidance: scale of classifier-free guidance.
     """
 
     name: str
     title: str
     latents: tuple[int, int, int]
+    guidance: float
     pictures: list[Picture]
 
     @property
@@ -113,6 +115,7 @@ def facts_of(models: Sequence[ModelPictures]) -> dict:
             "width": model.size[0],
             "height": model.size[1],
             "latents": model.latents,
+            "guidance": model.guidance,
             "seconds_per_picture": round(model.seconds, 4),
             "checked": len(model.verdicts),
             "right": sum(model.verdicts),

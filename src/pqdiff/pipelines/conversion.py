@@ -43,6 +43,8 @@ def convert_stable_diffusion(
         check_not_removed(str(base))
     dtype = torch_dtype or (base.unet.dtype if loaded else torch.float32)
     vae = _autoencoder(autoencoder, variant, dtype)
+    if loaded and vae is not autoencoder:  # ours: it goes where the rest is
+        vae.to(base.unet.device)
     if variant is not None:
         _check_variant(variant, vae)
 

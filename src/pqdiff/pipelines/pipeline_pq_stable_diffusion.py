@@ -24,6 +24,15 @@ class PQStableDiffusionImg2ImgPipeline(PQLatentsMixin, StableDiffusionImg2ImgPip
     _stock_class = StableDiffusionImg2ImgPipeline
     __call__ = with_quantize_latents(StableDiffusionImg2ImgPipeline.__call__)
 
+    def get_timesteps(self, num_inference_steps: int, strength: float, device: torch.device):
+        """As the stock method, but a strength that leaves no step is an error that says so."""
+        timesteps, left = super().get_timesteps(num_inference_steps, strength, device)
+        if left < 1:
+            raise ValueError(
+                f"strength ({strength}) of {num_inference_steps} steps leaves none: raise it or num_inference_steps"
+            )
+        return timesteps, left
+
     def prepare_latents(
         self,
         image: torch.Tensor,

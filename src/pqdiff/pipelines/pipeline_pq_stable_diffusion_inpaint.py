@@ -176,6 +176,14 @@ class PQStableDiffusionInpaintPipeline(PQLatentsMixin, StableDiffusionInpaintPip
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
+                if guided and not self.do_classifier_free_guidance:  # a callback has ended it
+                    guided, guided_mask = False, guided_mask[-batch_size:]
+                    prompt_embeds = prompt_embeds[-batch_size:]
+                    if masked_image_latents is not None:
+                        masked_image_latents = masked_image_latents[-batch_size:]
+                    if added_conditions is not None:
+                        embeds = [each[-batch_size:] for each in added_conditions["image_embeds"]]
+                        added_conditions = {"image_embeds": embeds}
                 seen = self.scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
                 if sees_mask:
                     seen = torch.cat([seen, guided_mask, masked_image_latents], dim=1)  # (B or 2 B, 2 d + 1, h, w)
@@ -190,13 +198,13 @@ class PQStableDiffusionInpaintPipeline(PQLatentsMixin, StableDiffusionInpaintPip
                 )[0]
                 if guided:
                     unconditional, conditional = prediction.chunk(2)
-                    prediction = unconditional + guidance_scale * (conditional - unconditional)
+                    prediction = unconditional + self.guidance_scale * (conditional - unconditional)
                 latents = self.scheduler.step(prediction, t, latents, **step_options, return_dict=False)[0]
                 if not sees_mask:
                     kept = image_latents
                     if i + 1 < len(timesteps):
                         kept = self.scheduler.add_noise(image_latents, noise, timesteps[i + 1 : i + 2])
-                    mask = guided_mask.chunk(2)[0] if guided else guided_mask
+                    mask = guided_mask[-batch_size:]
                     latents = (1 - mask) * kept + mask * latents
 
                 if callback_on_step_end is not None:
@@ -208,9 +216,9 @@ class PQStableDiffusionInpaintPipeline(PQLatentsMixin, StableDiffusionInpaintPip
                         "masked_image_latents": masked_image_latents,
                     }
                     asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    tensors |= callback_on_step_end(self, i, t, asked)
+                    given = callback_on_step_end(self, i, t, asked)
                     latents, prompt_embeds, negative_prompt_embeds, guided_mask, masked_image_latents = (
-                        tensors.values()
+                        given.get(name, tensor) for name, tensor in tensors.items()
                     )
                 if (i + 1) % self.scheduler.order == 0 or i + 1 == len(timesteps):
                     progress.update()

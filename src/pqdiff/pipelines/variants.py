@@ -69,7 +69,7 @@ class Variant:
     stages: tuple[Stage, ...]
 
     def __post_init__(self):
-        for key in ("name", "base"):
+        for key in ("name", "base", "autoencoder"):
             if not isinstance(getattr(self, key), str) or not getattr(self, key):
                 raise ValueError(f"{key} ({getattr(self, key)!r}) must be a text")
         try:

@@ -35,7 +35,7 @@ class TrainerParser(argparse.ArgumentParser):
         optimizer.add_argument("--gradient_accumulation_steps", type=positive, default=1, help="micro-steps per step")
         optimizer.add_argument("--adam_betas", type=float, nargs=2, default=(0.9, 0.999), help="AdamW")
         optimizer.add_argument("--weight_decay", type=float, default=0.01, help="AdamW")
-        optimizer.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
+        optimizer.add_argument("--max_grad_norm", type=not_negative, default=1.0, help="clip gradients; 0: do not")
         optimizer.add_argument("--lr_schedule", choices=("constant", "linear", "cosine"), default="constant")
         optimizer.add_argument("--lr_warmup_steps", type=int, default=0, help="from 0, at the start of every stage")
         optimizer.add_argument("--ema_decay", type=float, default=0.0, help="average of the weights; 0: none")
@@ -69,6 +69,8 @@ class TrainerParser(argparse.ArgumentParser):
             if value is not None and not isinstance(value, bool):
                 raise ValueError(f"--config {path}: {action.dest} must be true or false, got {value!r}")
             return value
+        if value is False and "no" in (action.choices or ()):
+            value = "no"  # which YAML takes for false
         values = value if action.nargs and isinstance(value, list) else [value]
         if isinstance(action.nargs, int) and len(values) != action.nargs:
             raise ValueError(f"--config {path}: {action.dest} must be a list of {action.nargs}, got {value!r}")
@@ -100,6 +102,13 @@ def positive(text: str) -> int:
     """Type of a flag whose value is a whole number above 0."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def not_negative(text: str) -> float:
+    """Type of a flag whose value is a number, 0 or above."""
+    if not 0 <= (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number, 0 or greater, got {number:g}")
     return number
 
 

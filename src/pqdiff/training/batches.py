@@ -87,7 +87,17 @@ class _MicroBatches(Dataset):
         step, micro_step = divmod(position, self.layout.accumulation)
         samples, slots = self.plan.samples(step), self.layout.slots(micro_step)
         generators = [generator_for(self.seed, "sample", step, slot) for slot in slots]
-        return self.load([samples[slot] for slot in slots], generators)
+        try:
+            return self.load([samples[slot] for slot in slots], generators)
+        except (ValueError, OSError) as error:
+            return _Failure(str(error))
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What is wrong with a sample, from a worker: raised there, it would come with the worker's traceback in its text."""
+
+    text: str
 
 
 def iterate_batches(
@@ -109,6 +119,9 @@ def iterate_batches(
         start: first step.
         stop: one beyond the last step.
         workers: processes that load ahead.
+
+    Raises:
+        ValueError: if a sample cannot be loaded.
     """
     positions = range(start * layout.accumulation, stop * layout.accumulation)
     loader = DataLoader(
@@ -122,7 +135,11 @@ def iterate_batches(
     )
     batches = iter(loader)
     for _ in range(start, stop):
-        yield [next(batches) for _ in range(layout.accumulation)]
+        micro_batches = [next(batches) for _ in range(layout.accumulation)]
+        for batch in micro_batches:
+            if isinstance(batch, _Failure):
+                raise ValueError(batch.text)
+        yield micro_batches
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

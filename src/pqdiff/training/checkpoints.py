@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -36,14 +37,18 @@ def save_checkpoint(
     target = output_dir / f"checkpoint-{step:08d}"
     aside = output_dir / f".{target.name}.partial"
     if accelerator.is_main_process:
-        shutil.rmtree(aside, ignore_errors=True)
+        for stale in output_dir.glob(".checkpoint-*.partial"):  # on a full disk they would keep it full
+            shutil.rmtree(stale, ignore_errors=True)
         aside.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(aside))
-    if accelerator.is_main_process:
-        for name, model in averages.items():
-            save_model(model, str(aside / f"ema_{name}.safetensors"))
-        (aside / "progress.json").write_text(json.dumps({"step": step, "processes": accelerator.num_processes}))
+    try:
+        accelerator.save_state(str(aside))
+        if accelerator.is_main_process:
+            for name, model in averages.items():
+                save_model(model, str(aside / f"ema_{name}.safetensors"))
+            (aside / "progress.json").write_text(json.dumps({"step": step, "processes": accelerator.num_processes}))
+    except (RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
+        raise OSError(f"{target}: cannot be written ({' '.join(str(error).split())[:400]})") from None
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _flush(aside)
@@ -76,9 +81,10 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, averages: dict[str, 
                 f"{accelerator.num_processes}: the same samples if the global batch is as large, not the same bits"
             )
         accelerator.load_state(str(folder))
+        accelerator.step = 0  # it counts micro-steps; a checkpoint lies between two steps, whatever their number now
         for name, model in averages.items():
             load_model(model, str(folder / f"ema_{name}.safetensors"))
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: cannot resume from it ({' '.join(str(error).split())[:400]})") from None
     return progress["step"]
 

@@ -2,16 +2,19 @@
 
 import argparse
 import json
+import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from .arguments import changed_arguments, write_config
@@ -29,15 +32,22 @@ class TrainingStopped(Exception):
 
 def run(main: Callable[[], None]) -> None:
     """Call a trainer's `main`. What a user can mend or asked for ends it with one line in place of a traceback; signals
-    are given back whatever happens."""
+    are given back and loader workers ended whatever happens."""
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
-        main()
-    except (ValueError, OSError, TrainingStopped) as error:
+        try:
+            main()
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the loader, which ends its workers when it goes
+            raise
+    except (ValueError, OSError, TrainingStopped, SafetensorError) as error:
         sys.exit(f"{error}")
     except KeyboardInterrupt:
         sys.exit("stopped at once: what came after the last checkpoint is lost")
     finally:
+        for child in multiprocessing.active_children():
+            if child.daemon:  # a worker that is stuck: Python would wait for it, and it does not heed SIGTERM
+                child.kill()
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -77,6 +87,7 @@ class Session:
             self.accelerator.process_index,
         )
         self.averages: dict[str, EMA] = {}
+        self._optimizers: tuple[torch.optim.Optimizer, ...] = ()
         self.step = 0  # optimizer steps done
         self._stop_asked: float | None = None  # when a signal came
         self._started = time.perf_counter()
@@ -122,7 +133,8 @@ class Session:
         """
         self.accelerator.free_memory()
         prepared = self.accelerator.prepare(*models.values(), *optimizers)
-        return dict(zip(models, prepared, strict=False)), *prepared[len(models) :]
+        self._optimizers = prepared[len(models) :]
+        return dict(zip(models, prepared, strict=False)), *self._optimizers
 
     def average(self, models: dict[str, torch.nn.Module]) -> None:
         """Begin averages of (unwrapped) models, if the arguments ask for them."""
@@ -141,7 +153,10 @@ class Session:
     def load(self, checkpoint: Path) -> None:
         """Put the state of a checkpoint into what was prepared."""
         averages = {name: ema.average for name, ema in self.averages.items()}
+        given = [{k: v for k, v in group.items() if k != "params"} for group in self._groups()]
         self.step = load_checkpoint(self.accelerator, checkpoint, averages)
+        for group, values in zip(self._groups(), given, strict=True):
+            group.update(values)  # the flags of this run, not those of the one that saved
         self._cut_log()
         self.progress.update(self.step - self.progress.n)
         self.say(f"resumed from {checkpoint} after step {self.step}")
@@ -202,6 +217,11 @@ class Session:
                 "the same command with --resume goes on"
             )
 
+    def clip_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Scale gradients down to `--max_grad_norm`, at the last micro-step of a step; 0 leaves them alone."""
+        if self.accelerator.sync_gradients and self.args.max_grad_norm:
+            self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
+
     def update_averages(self, models: dict[str, torch.nn.Module]) -> None:
         """Let the averages follow the (unwrapped) models."""
         for name, ema in self.averages.items():
@@ -232,6 +252,10 @@ class Session:
                 f"times {micro_steps} micro-step(s) (--gradient_accumulation_steps)"
             )
         return size
+
+    def _groups(self) -> list[dict]:
+        """Parameter groups of all optimizers."""
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
     def _on_signal(self, number: int, frame) -> None:
         now = time.monotonic()
