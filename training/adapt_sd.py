@@ -77,7 +77,7 @@ def main(argv=None) -> PQStableDiffusionPipeline:
     objective = DiffusionObjective(pipeline.scheduler, args.min_snr_gamma, args.noise_density)
     # All before the first step: what is wrong with a later stage shows now.
     samples = {
-        resolution: open_samples(args, resolution, pipeline.vae, pipeline.text_encoder)
+        resolution: open_samples(args, resolution, pipeline.vae, pipeline.text_encoder, unet)
         for resolution in dict.fromkeys(stage.resolution for stage in stages)
     }
     if args.init == "lstsq" and checkpoint is None:

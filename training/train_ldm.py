@@ -76,7 +76,7 @@ def main(argv=None) -> None:
         session.load(found[0])
     session.start_trackers("pqdiff-ldm")
 
-    samples = open_samples(args, args.resolution, pipeline.vae)
+    samples = open_samples(args, args.resolution, pipeline.vae, unet=unet)
     batches = samples.batches(session.layout, args.seed, session.step, args.steps, args.dataloader_workers)
     session.say(
         f"{sum(p.numel() for p in parameters):,} parameters, {session.layout.global_batch_size} samples a step"

@@ -48,7 +48,7 @@ def generators(count, step=0):
 
 
 def batch_of(preparation, picture, count=400):
-    return preparation.batch([(picture, "a caption")] * count, generators(count))
+    return preparation.batch([(picture, ("a caption",))] * count, generators(count))
 
 
 def numbered_picture():
@@ -65,6 +65,30 @@ def test_captions_are_dropped_as_often_as_asked(probability):
     captions = batch_of(Preparation(16, 8, caption_dropout=probability), numbered_picture())["captions"]
     assert set(captions) <= {"", "a caption"}
     assert captions.count("") / 400 == pytest.approx(probability, abs=0.05)
+
+
+def test_each_of_a_pictures_captions_is_drawn_as_often():
+    items = [(numbered_picture(), ("one", "two", "three"))] * 600
+    counts = Counter(Preparation(16, 8).batch(items, generators(600))["captions"])
+    assert counts.keys() == {"one", "two", "three"}
+    assert min(counts.values()) > 150
+    assert Preparation(16, 8).batch([(numbered_picture(), ())], generators(1))["captions"] == [""]
+
+
+def test_captions_reach_batches_by_number_and_by_stream(tmp_path):
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": ["one", "two"]}\n')
+    rows = datasets.Dataset.from_list(
+        [{"image": str(tmp_path / "a.png"), "text": ["one", "two"]}],
+        features=datasets.Features({"image": datasets.Image(), "text": datasets.List(datasets.Value("string"))}),
+    )
+    preparation = Preparation(SIDE, FACTOR)
+    for samples in (
+        PictureSamples(FolderImages(tmp_path), preparation),
+        StreamedSamples(StreamedImages("rows", rows.to_iterable_dataset()), preparation),
+    ):
+        captions = [text for (batch,) in samples.batches(Layout(1), 0, 0, 20) for text in batch["captions"]]
+        assert set(captions) == {"one", "two"}
 
 
 def test_half_of_the_pictures_are_mirrored():
@@ -163,6 +187,12 @@ def test_a_stream_shows_every_photo_in_batches_of_one_shape(table):
     assert set(counts) == {f"photo {number}" for number in range(11)}
     assert max(counts.values()) - min(counts.values()) <= 3
     assert len({tuple(batch["pixels"].shape) for (batch,) in steps}) == 3
+
+
+def test_threads_that_decode_ahead_change_nothing(table):
+    everything = content(streamed(table).batches(Layout(2, 2), 5, 2, 9))
+    for workers in (1, 3):
+        assert content(streamed(table).batches(Layout(2, 2), 5, 2, 9, workers)) == everything
 
 
 def test_nothing_is_read_from_a_stream_that_has_nothing_left_to_give():

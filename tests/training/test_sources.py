@@ -7,7 +7,7 @@ import pytest
 
 from pqdiff.training.samples import CachedSamples, PictureSamples
 from pqdiff.training.sources import add_data_arguments, open_pictures, open_samples
-from tests.tiny import SIDE, tiny_autoencoder, tiny_text_encoder
+from tests.tiny import FACTOR, SIDE, tiny_autoencoder, tiny_text_encoder, tiny_unet
 from training import cache_latents
 
 
@@ -37,6 +37,14 @@ def test_scenes_are_drawn_at_the_resolution_of_the_stage(pq):
     assert isinstance(samples, PictureSamples)
     assert len(samples) == 7
     assert samples.pictures[0]["image"].size == (SIDE, SIDE)
+
+
+def test_sides_of_buckets_are_divisible_at_every_level_of_the_unet(pq):
+    samples = open_samples(args_for("scenes", "--buckets"), 64, pq, unet=tiny_unet(4))
+    deepest = FACTOR * 2 ** (len(tiny_unet(4).config.block_out_channels) - 1)
+    sides = {side for size in samples.preparation.sizes for side in size}
+    assert len(sides) > 1
+    assert not [side for side in sides if side % deepest]
 
 
 def test_a_folder_with_an_index_is_a_cache_and_its_name_may_hold_the_resolution(pq, cache):

@@ -37,9 +37,9 @@ class CaptionedImages(Dataset):
         return _FirstImages(self, min(count, len(self)))
 
     def __getitem__(self, index: int) -> dict:
-        """`image` (upright RGB), `caption` (the first, or the empty text) and `name`."""
+        """`image` (upright RGB), `caption` (the first, or the empty text), all `captions` and `name`."""
         row = self.row(index)
-        return {"image": row.load(), "caption": row.caption, "name": row.name}
+        return {"image": row.load(), "caption": row.caption, "captions": row.captions, "name": row.name}
 
 
 class StreamedImages:

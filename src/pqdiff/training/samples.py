@@ -1,6 +1,8 @@
 """Samples of a data set as batches of latents and captions, whether they come as pictures or as a latent cache."""
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,12 +51,16 @@ class Preparation:
         """Height and width that a picture is cut to."""
         return self.sizes[0] if len(self.sizes) == 1 else nearest_bucket(width, height, self.sizes)
 
-    def batch(self, items: list[tuple[Image.Image, str]], generators: list[torch.Generator]) -> dict:
-        """Batch of `pixels` (B, 3, H, W), uint8, and `captions`, of pictures that are cut to the same size."""
+    def batch(self, items: list[tuple[Image.Image, tuple[str, ...]]], generators: list[torch.Generator]) -> dict:
+        """Batch of `pixels` (B, 3, H, W), uint8, and `captions`, of pictures that are cut to the same size.
+
+        Of a picture's captions one is drawn; without any it is the empty text.
+        """
         pixels, captions = [], []
-        for (image, caption), generator in zip(items, generators, strict=True):
-            dropout, mirror, *place = torch.rand(4, generator=generator).tolist()
-            place = tuple(place) if self.random_crop else (0.5, 0.5)
+        for (image, texts), generator in zip(items, generators, strict=True):
+            dropout, mirror, left, top, choice = torch.rand(5, generator=generator).tolist()
+            place = (left, top) if self.random_crop else (0.5, 0.5)
+            caption = texts[int(choice * len(texts))] if texts else ""
             picture = to_tensor(cover(image, self.size_for(*image.size), place))
             pixels.append(picture.flip(2) if self.flip and mirror < 0.5 else picture)
             captions.append("" if dropout < self.caption_dropout else caption)
@@ -62,7 +68,8 @@ class Preparation:
 
 
 class PictureSamples:
-    """Captioned pictures by number: items hold `image` (PIL) and `caption`, `size_of(i)` is (width, height)."""
+    """Captioned pictures by number: items hold `image` (PIL) and `captions`, or one `caption`; `size_of(i)` is (width,
+    height)."""
 
     def __init__(self, pictures, preparation: Preparation):
         self.pictures, self.preparation = pictures, preparation
@@ -82,14 +89,16 @@ class PictureSamples:
 
     def _load(self, samples: list[int], generators: list[torch.Generator]) -> dict:
         items = [self.pictures[i] for i in samples]
-        return self.preparation.batch([(item["image"], item["caption"]) for item in items], generators)
+        items = [(item["image"], item.get("captions", (item["caption"],))) for item in items]
+        return self.preparation.batch(items, generators)
 
 
 class StreamedSamples:
     """Captioned pictures as they come, for data sets that are too large to be opened by number.
 
     Every rank reads the same rows, shuffled within a buffer, and decodes only its own: the batches do not depend on the
-    number of processes. A resumed run reads the rows again from the start, without decoding them.
+    number of processes. A resumed run reads the rows again from the start, without decoding them. With `workers`, so many
+    threads decode ahead: decoders let go of Python's lock.
     """
 
     _BUFFER = 1000  # rows to shuffle among
@@ -99,6 +108,23 @@ class StreamedSamples:
 
     def batches(self, layout: Layout, seed: int, start: int, stop: int, workers: int = 0) -> Iterator[list[dict]]:
         """Micro-batches of the steps from `start` to before `stop`, a list per step."""
+        groups = self._global_batches(layout.global_batch_size, seed, start, stop)
+        if not workers:
+            for step, rows in groups:
+                yield [self._load(rows, layout.slots(m), seed, step) for m in range(layout.accumulation)]
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            ahead = deque()
+            for step, rows in groups:
+                slots = map(layout.slots, range(layout.accumulation))
+                ahead.append([pool.submit(self._load, rows, each, seed, step) for each in slots])
+                if len(ahead) > workers:
+                    yield [loading.result() for loading in ahead.popleft()]
+            while ahead:
+                yield [loading.result() for loading in ahead.popleft()]
+
+    def _global_batches(self, size: int, seed: int, start: int, stop: int) -> Iterator[tuple[int, list]]:
+        """Every step from `start` to before `stop`, with its rows, not decoded."""
         if start >= stop:
             return  # without reading
         waiting: dict[tuple[int, int], list] = {}
@@ -109,11 +135,11 @@ class StreamedSamples:
                 found = True
                 rows = waiting.setdefault(self.preparation.size_for(*row.size), [])
                 rows.append(row)
-                if len(rows) < layout.global_batch_size:
+                if len(rows) < size:
                     continue
                 waiting[self.preparation.size_for(*row.size)] = []
                 if step >= start:
-                    yield [self._load(rows, layout.slots(m), seed, step) for m in range(layout.accumulation)]
+                    yield step, rows
                 step += 1
                 if step == stop:
                     return
@@ -123,7 +149,7 @@ class StreamedSamples:
 
     def _load(self, rows: list, slots: range, seed: int, step: int) -> dict:
         generators = [generator_for(seed, "sample", step, slot) for slot in slots]
-        return self.preparation.batch([(rows[slot].load(), rows[slot].caption) for slot in slots], generators)
+        return self.preparation.batch([(rows[slot].load(), rows[slot].captions) for slot in slots], generators)
 
 
 class CachedSamples:

@@ -40,7 +40,7 @@ def solve_conv_in(
     rows = iter(pictures) if streamed else (pictures.row(i) for i in range(len(pictures)))
     rows = itertools.islice(rows, count)
     while chosen := list(itertools.islice(rows, batch_size)):
-        items = [(row.load(), "") for row in chosen]
+        items = [(row.load(), ()) for row in chosen]
         generators = [generator_for(0, "pair", i) for i in range(len(items))]
         old, new = (
             latents_of(Preparation(size, factor).batch(items, generators), model, device)

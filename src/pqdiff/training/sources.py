@@ -26,12 +26,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_samples(
-    args: argparse.Namespace, resolution: int, autoencoder, text_encoder=None
+    args: argparse.Namespace, resolution: int, autoencoder, text_encoder=None, unet=None
 ) -> PictureSamples | StreamedSamples | CachedSamples:
     """Samples of `args.dataset` at a resolution, for an autoencoder.
 
     Several caches, one per resolution, are given with {resolution} in the name of the folder. Text embeddings of a cache
-    are used if they are those of `text_encoder`, which must be frozen; without it they are left alone.
+    are used if they are those of `text_encoder`, which must be frozen; without it they are left alone. Buckets have sides
+    that all levels of `unet` divide, where the resolution has.
 
     Raises:
         ValueError: for a data set that cannot be opened, or a cache of other models or another resolution.
@@ -51,9 +52,13 @@ def open_samples(
     if dataset == SCENES and args.random_flip:
         raise ValueError("--random_flip: the captions of scenes speak of left and right, mirrored they would be wrong")
     pictures = open_pictures(args, resolution, args.dataset)
+    multiple = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    if args.buckets and unet is not None:
+        whole = multiple * 2 ** (len(unet.config.block_out_channels) - 1)
+        multiple = multiple if resolution % whole else whole
     preparation = Preparation(
         resolution,
-        2 ** (len(autoencoder.config.block_out_channels) - 1),
+        multiple,
         buckets=args.buckets,
         random_crop=args.random_crop,
         flip=args.random_flip,
