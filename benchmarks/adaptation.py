@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32, help="default: 32")
     parser.add_argument("--freeze_steps", type=int, default=200, help="default: 200")
     parser.add_argument("--freeze_rate", type=float, default=1e-3, help="learning rate; default: 1e-3")
-    parser.add_argument("--finetune_steps", type=int, default=600, help="default: 600")
+    parser.add_argument("--finetune_steps", type=int, default=400, help="default: 400")
     parser.add_argument("--finetune_rate", type=float, default=5e-4, help="learning rate; default: 5e-4")
     parser.add_argument(
         "--noise_density", type=float, nargs=2, default=[0.4, 1.8], metavar=("MEAN", "DEVIATION"),

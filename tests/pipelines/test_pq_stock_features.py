@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import (
     DDIMScheduler,
@@ -207,6 +208,17 @@ def test_models_go_back_after_a_call(pipe, quantize_latents, monkeypatch):
     monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: events.append("free"))
     paint(pipe, quantize_latents=quantize_latents)
     assert events[-2:] == ["decode", "free"]
+
+
+@pytest.mark.parametrize("quantize_latents", [True, False])
+def test_offloaded_weights_paint_the_same_picture(fresh, quantize_latents):
+    """What `enable_sequential_cpu_offload` does, which refuses a machine without an accelerator: every layer's weights are
+    on the device only while it runs."""
+    expected = paint(fresh, quantize_latents=quantize_latents)
+    for name in ("text_encoder", "unet", "vae"):
+        cpu_offload(fresh.components[name], torch.device("cpu"), offload_buffers=True)
+    assert next(fresh.unet.parameters()).device.type == "meta"
+    assert torch.equal(paint(fresh, quantize_latents=quantize_latents), expected)
 
 
 def test_attention_slicing_changes_no_picture(fresh):

@@ -5,6 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -170,6 +172,21 @@ def test_a_launcher_that_is_stopped_leaves_a_checkpoint(models, tmp_path, number
     text, _ = process.communicate()
     (saved,) = output.glob("checkpoint-*")
     assert (saved / "random_states_1.pkl").exists(), text.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_smoke_run_of_the_readme_takes_two_minutes_and_learns(tmp_path, processes):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", processes]
+    command += ["--multi_gpu", "--main_process_port", free_port()] if processes > 1 else []
+    config = Path(adapt_sd.__file__).parent / "configs" / "adapt_sd" / "smoke.yaml"
+    command += [adapt_sd.__file__, "--config", config, "--output_dir", tmp_path / "run"]
+    start = time.monotonic()
+    ended = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert time.monotonic() - start < 120
+    values = [loss for _, loss, _ in losses(tmp_path / "run")]
+    assert values[-1] < 0.8 * values[0]
 
 
 class _Alive:
