@@ -97,8 +97,9 @@ def ship(args, model: AutoencoderPQ, name: str) -> dict:
     with atomic_folder(folder) as temporary:
         if model.config.class_bases:  # many bases, which lose nothing that can be seen
             path = model.patch_transform
-            for part in (path.analysis, path.synthesis, path.patch_classes, model.refiner):
-                for tensor in part.state_dict(keep_vars=True).values() if part is not None else ():
+            parts = [path.analysis, path.synthesis, path.patch_classes, model.refiner]
+            for part in filter(None, parts):
+                for tensor in (*part.parameters(), *part.buffers()):  # not part.half(): classes compute in fp32
                     tensor.data = tensor.data.half()
         model.save_pretrained(temporary)
     forget_local_paths(folder)

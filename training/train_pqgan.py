@@ -77,13 +77,14 @@ def parse(argv=None):
     add_reconstruction_arguments(parser)
     add_publish_arguments(parser)
     parser.set_defaults(adam_betas=(0.5, 0.9), weight_decay=0.0)
-    return parser.parse(argv)
+    args = parser.parse(argv)
+    check_publish_arguments(args)
+    return args
 
 
 def main(argv=None) -> AutoencoderPQ:
     """Train, and give the autoencoder that was saved."""
     args = parse(argv)
-    check_publish_arguments(args)
     stage = Stage(args.resolution, args.steps, 1.0, "all")  # learning rates are parts of their peaks
     photos, held_out = open_photos(args)
     session = Session(args, args.steps)

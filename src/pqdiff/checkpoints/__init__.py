@@ -18,7 +18,7 @@ BUNDLED_PIPELINES = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/mo
 def bundled(name: str) -> str:
     """Folder of the shipped autoencoder or pipeline `name`, for `from_pretrained`.
 
-    The pipelines' weights are stored in half precision: give `torch_dtype=torch.float32` where a CPU is to run them.
+    The pipelines' weights are stored in half precision: stock pipelines need `torch_dtype=torch.float32` on a CPU.
 
     Raises:
         ValueError: for a name that does not ship, with the nearest one that does.

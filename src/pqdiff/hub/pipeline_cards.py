@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
-from .. import __all__ as _PUBLIC
 from ..models import AutoencoderPQ
 from .check import read_json
 from .measured import eval_results, measured_on, metric_rows
@@ -107,7 +107,7 @@ def render_pipeline_card(
         name=name,
         first_line=first_line,
         facts=facts,
-        package="pqdiff" if pipeline_class in _PUBLIC else "diffusers",
+        package="diffusers" if _is_stock(pipeline_class) else "pqdiff",
         pipeline_class=pipeline_class,
         load=load or json.dumps(name),
         fp16=any((folder / "unet").glob("*.fp16*.safetensors")),
@@ -123,6 +123,11 @@ def render_pipeline_card(
         license_text=license_text,
     )
     return card.content.rstrip() + "\n"
+
+
+def _is_stock(pipeline_class: str) -> bool:
+    """Whether diffusers has a class of its own by that name: `pqdiff.pipelines` puts ours beside them."""
+    return getattr(getattr(diffusers, pipeline_class, None), "__module__", "").startswith("diffusers.")
 
 
 def render_bare_card(name: str, pipeline_tag: str, statement: str) -> str:

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import diffusers
 from diffusers import ModelMixin
 from safetensors import SafetensorError
 
 from ..checkpoints import BUNDLED, BUNDLED_PIPELINES, bundled
 from ..models import AutoencoderPQ
+from ..models.any_autoencoder import find_autoencoder
 
 
 def load_autoencoder(source: str, **kwargs) -> AutoencoderPQ:
@@ -49,15 +49,12 @@ def load_any_autoencoder(source: str, **kwargs) -> ModelMixin:
         ValueError: in one line, naming the source and what is wrong with it.
     """
     place = bundled(source) if source in BUNDLED_PIPELINES else source
-    if (Path(place) / "model_index.json").is_file():
-        place = str(Path(place) / "vae")
     if place in BUNDLED or not (Path(place).is_dir() or place.count("/") == 1):
         return load_autoencoder(place, **kwargs)  # or its error, which names what can be given
     try:
-        config = AutoencoderPQ.load_config(place)
-        name = str(config.get("_class_name")) if isinstance(config, dict) else ""
-        if not name.startswith("Autoencoder") or not hasattr(diffusers, name):
+        kind, place = find_autoencoder(place)
+        if kind is AutoencoderPQ:
             return load_autoencoder(place, **kwargs)
-        return getattr(diffusers, name).from_pretrained(place, **kwargs).eval()
+        return kind.from_pretrained(place, **kwargs).eval()
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model ({source}) cannot be loaded: {' '.join(str(error).split())[:300]}") from None

@@ -10,8 +10,8 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
-from ..checkpoints import BUNDLED
-from ..hub.resolve import load_any_autoencoder
+from ..checkpoints import BUNDLED, bundled
+from ..models.any_autoencoder import find_autoencoder
 from ..models.unet_adapter import widen_unet
 from .variants import Variant, load_variant
 
@@ -89,7 +89,8 @@ def _autoencoder(
         close = difflib.get_close_matches(source, BUNDLED, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(BUNDLED)}"
         raise ValueError(f"autoencoder ({source!r}) is no shipped model, folder or Hub id (user/name): {hint}")
-    return load_any_autoencoder(source, torch_dtype=dtype)
+    kind, place = find_autoencoder(bundled(source) if source in BUNDLED else source)
+    return kind.from_pretrained(place, torch_dtype=dtype).eval()
 
 
 def _check_variant(variant: Variant, vae: ModelMixin) -> None:
