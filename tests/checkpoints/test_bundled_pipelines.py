@@ -18,6 +18,7 @@ from pqdiff.data.scene_checker import count_right, read_scenes
 from pqdiff.data.scenes import SceneDataset
 from pqdiff.hub.check import check_folder
 from pqdiff.hub.pipelines import load_pipeline
+from pqdiff.pipelines.variants import load_variant
 
 NAMES = ("tiny-base", "tiny-hr", "tiny-precise", "tiny-quick")
 SIDES = {"tiny-hr": 128}  # the others: 64
@@ -51,6 +52,14 @@ def test_without_a_data_type_all_models_come_in_the_same_and_paint(name):
     assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a small red circle", num_inference_steps=1).images[0].size == (SIDES.get(name, 64),) * 2
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "tiny-base"])
+def test_the_variant_file_can_be_loaded_and_fits_the_models(name):
+    variant = load_variant(Path(pqdiff.bundled(name)) / "variant.yaml")
+    unet = json.loads((Path(pqdiff.bundled(name)) / "unet" / "config.json").read_text())
+    assert (variant.base, variant.latent_channels) == ("tiny-base", unet["in_channels"])
+    assert (variant.sample_size, variant.resolution) == (unet["sample_size"], SIDES.get(name, 64))
 
 
 def test_the_four_pipelines_ship():
