@@ -175,7 +175,7 @@ def test_tiles_smaller_than_the_codebook_agree_with_brute_force(monkeypatch, bac
     [(16, 2, 512, 2304), (64, 2, 512, 16), (64, 2, 128, 2304), (64, 1, 128, 2304), (2, 64, 1000, 500)],
     ids=str,
 )
-def test_scratch_memory_is_at_most_one_and_a_third_megabytes_beside_the_output(shape, backend):
+def test_scratch_memory_is_at_most_a_megabyte_beside_the_output(shape, backend):
     if backend != "plain":
         pytest.skip(
             "the profiler sees only memory of torch; native takes the codebooks once more and a block a thread"
@@ -185,7 +185,7 @@ def test_scratch_memory_is_at_most_one_and_a_third_megabytes_beside_the_output(s
     nearest_codewords(z, codebooks)
     peak = peak_tensor_bytes(lambda: nearest_codewords(z, codebooks))
     assert peak > 8 * subspaces * n  # the profiler saw the output itself
-    assert peak - 8 * subspaces * n <= 4 * 5 * 2**16
+    assert peak - 8 * subspaces * n <= 4 * 2**18
 
 
 @settings(max_examples=60, deadline=None)

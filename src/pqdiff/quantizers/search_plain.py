@@ -12,7 +12,7 @@ import torch
 from . import codeword_statistics
 
 # Scratch memory in floats. On a CPU a tile stays in the second-level cache; a GPU wants few, large launches.
-_SCRATCH_FLOATS = {"cpu": 5 * 2**16}
+_SCRATCH_FLOATS = {"cpu": 2**18}
 _SCRATCH_FLOATS_ACCELERATOR = 2**26
 _WIDE = 16  # from this dimension on the matrix product dominates and runs no longer pay
 _UNIT_ROUNDOFF = 2.0**-24  # fp32
@@ -25,7 +25,7 @@ def why_not() -> None:
 def nearest(z: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
     """int64 indices `(B, S, N)` for z `(B, S, D, N)` of any floating dtype and codebooks `(S, K, D)` fp32, on any device.
 
-    Beside its output and a few times the codebooks it uses 1.3 MB of memory on a CPU, 256 MB elsewhere.
+    Beside its output and a few times the codebooks it uses 1 MB of memory on a CPU, 256 MB elsewhere.
     """
     with _exact_matmul():
         indices = torch.empty((z.shape[0], z.shape[1], z.shape[3]), dtype=torch.int64, device=z.device)
@@ -105,12 +105,12 @@ def _search_narrow(z: torch.Tensor, codebooks: torch.Tensor, indices: torch.Tens
     run = 16 if codebook_size > 128 else 8  # codewords per run: short runs for short codebooks
     tile_k = min(codebook_size, max(run, scratch // 16 // (2 * dim + 1) // run * run))
     num_runs = -(-tile_k // run)
-    buffer = z.new_empty(scratch * 2 // 5, dtype=torch.float32)
+    buffer = z.new_empty(scratch // 2, dtype=torch.float32)
     # A vector costs one minimum per run and a few copies; its winning run is gathered into the buffer. Blocks are as equal
     # as can be, and few, because for short codebooks the calls cost as much as the arithmetic.
-    block = min(scratch * 2 // 5 // (num_runs + 2 * dim + 4), buffer.numel() // (run * dim + 2))
+    block = min(scratch * 3 // 8 // (num_runs + 2 * dim + 4), buffer.numel() // (run * dim + 2))
     block_n = min(block, num_positions)
-    tables = max(1, scratch // 5 // (tile_k * (2 * dim + 1)))  # subspaces whose codewords are prepared at once
+    tables = max(1, scratch // 8 // (tile_k * (2 * dim + 1)))  # subspaces whose codewords are prepared at once
     block_s = min(block // block_n, num_subspaces, tables)
     block_s = -(-num_subspaces // -(-num_subspaces // block_s))
     tile_s = max(block_s, tables // block_s * block_s)
