@@ -46,22 +46,20 @@ def tiny_unet(channels: int = PQ_CHANNELS, **overrides) -> UNet2DConditionModel:
 
 
 def tiny_autoencoder(linear: bool = False, **overrides) -> AutoencoderPQ:
-    """An `AutoencoderPQ` with small networks, or (`linear`) with the path over patches alone."""
+    """An `AutoencoderPQ` with small networks, or (`linear`) with the patch transform."""
     torch.manual_seed(0)
     channels = overrides.get("latent_channels", PQ_CHANNELS)
+    conv = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "mid_channels": 8}
+    statistics = {
+        "mean": tuple(0.1 * (i - 1) for i in range(channels)),
+        "std": tuple(0.5 + 0.25 * i for i in range(channels)),
+    }
     config = {
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "block_out_channels": (8, 16),
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "z_channels": 8,
-        "latent_channels": channels,
+        "transform_type": "patch" if linear else "conv",
+        "transform_config": {"patch_size": FACTOR} if linear else conv,
         "quantizer_config": {"num_subspaces": channels // 2, "codebook_size": 16},
-        "conv_networks": not linear,
-        "patch_shortcut": linear,
-        "channel_mean": tuple(0.1 * (i - 1) for i in range(channels)),
-        "channel_std": tuple(0.5 + 0.25 * i for i in range(channels)),
+        "latent_channels": channels,
+        "statistics_config": statistics,
         "sample_size": SIDE,
     }
     return AutoencoderPQ(**{**config, **overrides}).eval()

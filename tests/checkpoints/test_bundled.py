@@ -10,8 +10,9 @@ import torch
 
 import pqdiff
 from pqdiff import AutoencoderPQ
-from pqdiff.checkpoints import FOR_PICTURES
-from pqdiff.data.images import load_image, normalize, resize_and_crop, to_pixels, to_tensor
+from pqdiff.checkpoints import BEST_AT_EACH_RATE
+from pqdiff.data.images.crops import resize_and_crop
+from pqdiff.data.images.reading import load_image, normalize, to_pixels, to_tensor
 from pqdiff.metrics import DatasetPSNR
 from pqdiff.models.fingerprint import fingerprint
 
@@ -59,14 +60,14 @@ def test_adaptive_tokenizers_are_much_better_at_the_same_rate(name):
 def test_cards_of_trained_tokenizers_name_the_config_that_made_them(name):
     folder = Path(pqdiff.bundled(name))
     config = f"training/configs/pqgan/learned-{name.removeprefix('pqgan-').removesuffix('-adaptive')}.yaml"
-    trained = bool(AutoencoderPQ.load_config(folder).get("refiner_channels"))
+    trained = bool(AutoencoderPQ.load_config(folder)["refiner_config"])
     assert (config in (folder / "README.md").read_text()) == trained
     assert (ROOT / config).exists() == trained
 
 
 def test_pictures_get_the_best_tokenizer_of_every_rate():
-    assert {name.removesuffix("-adaptive") for name in FOR_PICTURES} == set(CLOSED_FORMS)
-    assert set(FOR_PICTURES) >= set(ADAPTIVE)
+    assert {name.removesuffix("-adaptive") for name in BEST_AT_EACH_RATE} == set(CLOSED_FORMS)
+    assert set(BEST_AT_EACH_RATE) >= set(ADAPTIVE)
 
 
 @pytest.mark.parametrize(("names", "megabytes"), [(CLOSED_FORMS, 12), (ADAPTIVE, 40)])
@@ -150,7 +151,7 @@ def test_another_process_gives_identical_pixels(photos, tmp_path):
     torch.save(photos, tmp_path / "photos.pt")
     code = f"""
 import torch, pqdiff
-from pqdiff.data.images import normalize, to_pixels
+from pqdiff.data.images.reading import normalize, to_pixels
 model = pqdiff.AutoencoderPQ.from_pretrained(pqdiff.bundled({name!r})).eval()
 with torch.no_grad():
     images = normalize(torch.load("photos.pt"))

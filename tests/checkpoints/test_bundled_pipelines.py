@@ -10,15 +10,15 @@ from safetensors import safe_open
 
 import pqdiff
 from pqdiff import AutoencoderPQ, PQStableDiffusionPipeline
+from pqdiff.adaptation.variants import load_variant
 from pqdiff.checkpoints import BUNDLED_PIPELINES
-from pqdiff.cli.picture_report import TITLES
+from pqdiff.cli.generation_settings import TITLES
 from pqdiff.cli.scene_verdicts import knows_scenes_only
-from pqdiff.data.images import to_pixels
-from pqdiff.data.scene_checker import count_right, read_scenes
-from pqdiff.data.scenes import SceneDataset
+from pqdiff.data.images.reading import to_pixels
+from pqdiff.data.scenes.checker import count_right, read_scenes
+from pqdiff.data.scenes.scenes import SceneDataset
 from pqdiff.hub.check import check_folder
 from pqdiff.hub.pipelines import load_pipeline
-from pqdiff.pipelines.variants import load_variant
 
 NAMES = ("tiny-base", "tiny-hr", "tiny-precise", "tiny-quick")
 SIDES = {"tiny-hr": 128}  # the others: 64

@@ -56,9 +56,7 @@ def shrunk(factor: int) -> AutoencoderPQ:
     """The linear part of the paper's autoencoder of that F and 128 latent channels, with small codebooks."""
     return tiny_autoencoder(
         linear=True,
-        block_out_channels=(8,) * factor.bit_length(),
-        down_block_types=("DownEncoderBlock2D",) * factor.bit_length(),
-        up_block_types=("UpDecoderBlock2D",) * factor.bit_length(),
+        transform_config={"patch_size": factor},
         latent_channels=128,
     )
 
@@ -126,7 +124,7 @@ def test_a_base_that_predicts_what_nobody_knows_is_refused(autoencoder):
 
 @pytest.mark.parametrize("init", ["copy", "variance", "mmse", "zero"])
 def test_the_widened_projections_start_as_asked(init, base, folder, autoencoder):
-    from pqdiff.models.unet_adapter import widen_unet
+    from pqdiff.adaptation.widen import widen_unet
 
     expected = widen_unet(tiny_unet(BASE_CHANNELS), PQ_CHANNELS, init).state_dict()
     for given in (base, folder):
@@ -167,7 +165,7 @@ def test_a_variant_sets_the_size_of_the_pictures(name, base):
 
 
 def test_a_variant_brings_its_shipped_autoencoder(base):
-    pipe = PQStableDiffusionPipeline.from_stable_diffusion(base, variant="quick")
+    pipe = PQStableDiffusionPipeline.from_stable_diffusion(base, pq_variant="quick")
     assert pipe.vae.config.preset == "f16-d128-s64-k128"
     assert not pipe.vae.training
     assert pipe.unet.config.in_channels == 128
@@ -210,12 +208,12 @@ def test_a_kl_autoencoder_is_found_by_folder_alone_or_in_a_pipeline(base, tmp_pa
     ("name", "hint"), [("pqgan-f8", "did you mean 'pqgan-f8-"), ("zzz", "choose one of pqgan-f16-d128")]
 )
 def test_an_unknown_autoencoder_is_met_with_the_nearest(base, name, hint):
-    with pytest.raises(ValueError, match=rf"autoencoder \('{name}'\) is no shipped model.*{hint}"):
+    with pytest.raises(ValueError, match=rf"autoencoder \({name}\) is neither a shipped model.*{hint}"):
         PQStableDiffusionPipeline.from_stable_diffusion(base, name)
 
 
 def test_without_variant_an_autoencoder_is_needed(base):
-    with pytest.raises(ValueError, match="autoencoder is None and so is variant"):
+    with pytest.raises(ValueError, match="autoencoder is None and so is pq_variant"):
         PQStableDiffusionPipeline.from_stable_diffusion(base)
 
 
@@ -285,9 +283,10 @@ def test_what_was_made_can_be_saved_and_loaded_by_the_stock_classes_too(base, au
     pipe = PQStableDiffusionPipeline.from_stable_diffusion(base, autoencoder)
     pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(tmp_path)
-    picture = paint(pipe)
+    picture = paint(pipe, quantize_latents=True)
     for kind in (PQStableDiffusionPipeline, StableDiffusionPipeline):
         loaded = kind.from_pretrained(tmp_path)
         loaded.set_progress_bar_config(disable=True)
-        assert torch.equal(paint(loaded), picture)
+        way = {"quantize_latents": True} if kind is PQStableDiffusionPipeline else {}
+        assert torch.equal(paint(loaded, **way), picture)
     assert StableDiffusionImg2ImgPipeline.from_pretrained(tmp_path).unet.config.in_channels == PQ_CHANNELS

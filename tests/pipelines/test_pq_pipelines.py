@@ -20,6 +20,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 import pqdiff
 from pqdiff import PQStableDiffusionImg2ImgPipeline, PQStableDiffusionInpaintPipeline, PQStableDiffusionPipeline
+from pqdiff.pipelines.pq_latents import DEFAULT_NOISE
 from tests.pipelines.support import PROMPT, STEPS, assert_different, build, paint, seeded
 from tests.tiny import BASE_CHANNELS, FACTOR, PQ_CHANNELS, SIDE, tiny_autoencoder, tiny_kl_autoencoder, tiny_unet
 
@@ -43,13 +44,38 @@ def decoded(pipe, latents: torch.Tensor, **options) -> torch.Tensor:
     return pipe.image_processor.postprocess(sample, output_type="pt")
 
 
-def test_latents_are_snapped_before_decoding(pipe):
+def test_latents_are_snapped_before_decoding_on_request(pipe):
     latents = paint(pipe, output_type="latent")
     with torch.no_grad():
         snapped, _ = pipe.vae.quantize(latents)
     assert_different(snapped, latents)
-    torch.testing.assert_close(paint(pipe), decoded(pipe, snapped, quantize=False))
-    assert torch.equal(paint(pipe), paint(pipe, quantize_latents=True))
+    torch.testing.assert_close(paint(pipe, quantize_latents=True), decoded(pipe, snapped, quantize=False))
+
+
+def test_latents_are_snapped_softly_by_default(pipe):
+    assert pipe.quantize_latents == DEFAULT_NOISE
+    softly = decoded(pipe, paint(pipe, output_type="latent"), quantize=DEFAULT_NOISE)
+    torch.testing.assert_close(paint(pipe), softly)
+    torch.testing.assert_close(paint(pipe, quantize_latents=DEFAULT_NOISE), softly)
+
+
+@pytest.mark.parametrize("way", [True, False, 0.4])
+def test_how_latents_are_snapped_is_saved_with_a_pipeline(way, tmp_path):
+    pipe = build(quantize_latents=way)
+    pipe.save_pretrained(tmp_path)
+    loaded = PQStableDiffusionPipeline.from_pretrained(tmp_path)
+    assert loaded.quantize_latents is way or loaded.quantize_latents == way
+    torch.testing.assert_close(paint(loaded), paint(pipe, quantize_latents=way))
+    other = PQStableDiffusionImg2ImgPipeline.from_pipe(loaded)
+    assert other.quantize_latents == loaded.quantize_latents
+
+
+@pytest.mark.parametrize("way", ["soft", -1.0, float("nan")])
+def test_ways_to_snap_that_do_not_exist_are_named(way, text_to_image):
+    with pytest.raises(ValueError, match="quantize_latents"):
+        build(quantize_latents=way)
+    with pytest.raises(ValueError, match="quantize_latents"):
+        paint(text_to_image, quantize_latents=way)
 
 
 def test_latents_are_decoded_as_they_are_on_request(pipe):
@@ -128,7 +154,7 @@ def test_the_safety_checker_sees_every_picture(quantize_latents):
 def test_a_stock_pipeline_of_the_same_components_paints_the_same_picture(text_to_image):
     stock = StableDiffusionPipeline(**text_to_image.components, requires_safety_checker=False)
     stock.set_progress_bar_config(disable=True)
-    assert torch.equal(paint(text_to_image), paint(stock))
+    assert torch.equal(paint(text_to_image, quantize_latents=True), paint(stock))
 
 
 @pytest.mark.parametrize(("kind", "stock_class"), [*zip(KINDS, STOCK, strict=True)])
@@ -152,13 +178,6 @@ def test_latents_that_an_autoencoder_shifts_are_shifted_back(kind):
         encoded = torch.stack([pipe._encode(picture, seeded(i)) for i in range(64)]).mean(dim=0)
         spread = pipe.vae.encode(picture).latent_dist.std
     assert ((encoded / 0.3 + 0.5 - mean).abs() < spread).all()
-
-
-def test_snapping_is_left_out_where_codewords_say_more_than_latents(text_to_image):
-    pipe = build(vae=tiny_autoencoder(linear=True, hidden_channels=4))
-    assert torch.equal(paint(pipe), paint(pipe, quantize_latents=False))
-    assert_different(paint(pipe), paint(pipe, quantize_latents=True))
-    assert_different(paint(text_to_image), paint(text_to_image, quantize_latents=False))
 
 
 def test_image_to_image_says_that_a_strength_leaves_no_step():

@@ -123,21 +123,17 @@ def mask() -> Image.Image:
     return Image.fromarray(np.repeat([[255] * (WIDTH // 2) + [0] * (WIDTH // 2)], HEIGHT, axis=0).astype(np.uint8))
 
 
+CONV = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "mid_channels": 8}
+
+
 def tiny_autoencoder(linear: bool) -> AutoencoderPQ:
     torch.manual_seed(0)
     return AutoencoderPQ(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        z_channels=8,
-        latent_channels=CHANNELS,
+        transform_type="patch" if linear else "conv",
+        transform_config={"patch_size": FACTOR} if linear else CONV,
         quantizer_config={"num_subspaces": 2, "codebook_size": 16},
-        conv_networks=not linear,
-        patch_shortcut=linear,
-        channel_mean=(0.1, -0.2, 0.3, 0.0),
-        channel_std=(0.5, 1.0, 2.0, 0.8),
+        latent_channels=CHANNELS,
+        statistics_config={"mean": (0.1, -0.2, 0.3, 0.0), "std": (0.5, 1.0, 2.0, 0.8)},
         sample_size=HEIGHT,
     ).eval()
 
@@ -340,7 +336,7 @@ def test_tiling_paints_large_pictures_in_parts(text_to_image, monkeypatch):
     tiled = paint(text_to_image, **size)
     assert tiled.shape == whole.shape == (1, 3, 2 * HEIGHT, 2 * HEIGHT)
     assert len(tiles) >= 4
-    if vae.decoder is None:
+    if vae.transform.reach == 0:
         torch.testing.assert_close(tiled, whole)  # patches do not look at their neighbors
     tiles.clear()
     vae.disable_tiling()
@@ -351,7 +347,7 @@ def test_tiling_paints_large_pictures_in_parts(text_to_image, monkeypatch):
 def record_batches(vae: AutoencoderPQ, monkeypatch) -> list[int]:
     """List that grows by the batch size of every pass through the layers that make pixels."""
     batches = []
-    layers = vae.patch_transform.synthesis if vae.decoder is None else vae.decoder
+    layers = vae.transform.synthesis_conv if vae.transform.reach == 0 else vae.transform.decoder
     forward = layers.forward
 
     def recorded(x, *args, **kwargs):

@@ -1,180 +1,103 @@
-"""AutoencoderPQ: images to product-quantized latents and back, a drop-in VAE for Stable Diffusion in diffusers.
+"""AutoencoderPQ: images to quantized latents and back, a drop-in VAE for Stable Diffusion in diffusers.
 
-Zavadski, Tatsch, Rother: Product-Quantised Image Representation for High-Quality Image Synthesis (PQGAN). The networks
-are diffusers' VQGAN encoder and decoder. Unlike the reference implementation the latents are standardized on the way
-out of `encode`, so `scaling_factor` is 1, and a linear path over patches can stand beside the networks or in their place.
+Zavadski, Tatsch, Rother: Product-Quantised Image Representation for High-Quality Image Synthesis (PQGAN). Three parts in
+this order, none of which knows the others' insides:
+
+    encode: image -> transform.analysis -> quantizer.encode -> indices -> quantizer.to_latents -> statistics -> latents
+    decode: latents -> statistics -> quantizer.snap -> codes -> transform.synthesis -> refiner -> image
+
+There is one search per encode and one per snap. Unlike the reference implementation the latents are standardized on the
+way out of `encode`, so `scaling_factor` is 1.
 """
 
 import torch
 from diffusers import ModelMixin  # diffusers' loader looks for this name in the defining module
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.vae import AutoencoderMixin, Decoder, DecoderOutput, Encoder
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from ..quantizers import QuantizerOutput, build_quantizer
-from .autoencoder_checks import (
-    check_image,
-    check_image_statistics,
-    check_indices,
-    check_latents,
-    check_levels,
-    check_parts,
-)
-from .outputs import AutoencoderPQForwardOutput, AutoencoderPQOutput, PQLatentDistribution
-from .patch_networks import KERNEL, PatchNetwork
-from .patch_transform import PatchTransform
-from .pixel_refiner import PixelRefiner
-from .presets import preset_config
-from .standardization import LatentStandardization
-from .tiling import run_tiled
+from pqdiff.models.checks import check_image, check_indices, check_latents, check_quantize
+from pqdiff.models.outputs import AutoencoderPQForwardOutput, AutoencoderPQOutput, PQLatentDistribution
+from pqdiff.models.presets import preset_config
+from pqdiff.models.statistics import LatentStatistics
+from pqdiff.models.tiling import run_tiled
+from pqdiff.quantizers import FP32_TENSORS, build_quantizer
+from pqdiff.suggestions import did_you_mean
+from pqdiff.transforms import build_transform
+from pqdiff.transforms.refiner import PixelRefiner
 
 
-class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
+class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin):
     """Autoencoder with quantized latents.
 
-    Images are `(B, 3, H, W)` in [-1, 1], with sides divisible by F = 2 ** (len(block_out_channels) - 1).
+    Images are `(B, C, H, W)` in [-1, 1], with sides divisible by F = 2 ** (len(block_out_channels) - 1).
 
     Args:
-        in_channels: channels of the input image.
-        out_channels: channels of the reconstruction.
-        down_block_types: block types of the encoder, one per entry of `block_out_channels`.
-        up_block_types: block types of the decoder, likewise.
-        block_out_channels: widths of the networks' levels; their number sets F even without networks.
-        layers_per_block: residual blocks per level of the encoder (the decoder has one more).
-        act_fn: activation of the networks.
-        norm_num_groups: groups of the networks' GroupNorm.
-        z_channels: channels between a network and the 1x1 convolution beside the quantizer.
-        conv_networks: whether there are an encoder and a decoder network.
-        patch_shortcut: whether there is a linear path from patches to latents and back.
-        hidden_channels: coefficients per patch that codewords stand for beyond `latent_channels`; needs the shortcut.
-        class_bases: bases of the classes of patches that the first subspace codes, so that the others code coefficients
-            relative to them; 0 for none, else needs the shortcut alone and a product quantizer.
-        class_components: principal components of a patch that those bases turn.
-        class_candidates: classes that `encode` tries on every patch; the one that reconstructs best is taken.
-        patch_network_channels: width of small networks at the resolution of the latents beside the linear path; 0 for none.
-        patch_network_blocks: residual blocks of each of the two.
-        refiner_channels: width of a small network over the pixels of the decoded picture; 0 for none.
-        refiner_blocks: its residual blocks.
-        latent_channels: number of latent channels d.
+        transform_type: registered name of the transform between images and what the quantizer codes: `conv` (the paper's
+            networks), `patch` (linear), or `sum` of several.
+        transform_config: its constructor's arguments after the channels.
         quantizer_type: registered name of the quantizer.
         quantizer_config: its constructor's arguments after `latent_channels`.
+        latent_channels: number of latent channels d.
+        refiner_config: `channels` and `blocks` of a small network over the decoded pixels; None for none.
+        statistics_config: `mean` and `std` of the quantizer's latents (d numbers each) and `exponent`, gamma of the
+            standardization (see `statistics.py`); None for latents as they are.
+        in_channels: channels C of the image.
+        block_out_channels: None; derived from the transform, because stock pipelines read F from it.
         sample_size: side in pixels of the images the model was made for.
         scaling_factor: 1.0, because `encode` standardizes; stock pipelines multiply by it.
         shift_factor: None, for the same reason.
         force_upcast: False: nothing here overflows in half precision.
-        image_mean: channel means to subtract from images in [0, 1]; None to take [-1, 1] as it is.
-        image_std: channel standard deviations that go with them.
-        channel_mean: d means of the quantized latents before standardization; None to leave them as they are.
-        channel_std: d standard deviations that go with them.
-        scaling_exponent: gamma of the standardization (see `standardization.py`).
         preset: name of the preset this configuration was made from, for the record.
 
     Raises:
-        ValueError: if there is neither a network nor the shortcut, or arguments do not fit each other.
+        ValueError: if arguments do not fit each other.
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ResnetBlock2D", "PatchTransform"]
-    _keep_in_fp32_modules = ["quantizer", "standardization", "patch_classes"]
-    _skip_layerwise_casting_patterns = ["quantizer", "standardization", "hidden_codewords", "patch_classes"]
-    _group_offload_block_modules = [
-        "encoder",
-        "decoder",
-        "quant_conv",
-        "post_quant_conv",
-        "patch_transform",
-        "patch_encoder",
-        "patch_decoder",
-        "refiner",
-        "quantizer",
-    ]
+    _keep_in_fp32_modules = FP32_TENSORS
+    _skip_layerwise_casting_patterns = ["quantizer", "statistics"]
+    _group_offload_block_modules = ["transform", "refiner", "quantizer"]
 
     @register_to_config
     def __init__(
         self,
-        in_channels: int = 3,
-        out_channels: int = 3,
-        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 3 + ("AttnDownEncoderBlock2D",),
-        up_block_types: tuple[str, ...] = ("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 3,
-        block_out_channels: tuple[int, ...] = (128, 256, 256, 512),
-        layers_per_block: int = 2,
-        act_fn: str = "silu",
-        norm_num_groups: int = 32,
-        z_channels: int = 256,
-        conv_networks: bool = True,
-        patch_shortcut: bool = False,
-        hidden_channels: int = 0,
-        class_bases: int = 0,
-        class_components: int = 0,
-        class_candidates: int = 8,
-        patch_network_channels: int = 0,
-        patch_network_blocks: int = 2,
-        refiner_channels: int = 0,
-        refiner_blocks: int = 4,
-        latent_channels: int = 128,
+        transform_type: str = "conv",
+        transform_config: dict = {},  # only read, as the other mappings
         quantizer_type: str = "product",
-        quantizer_config: dict = {"num_subspaces": 64, "codebook_size": 512},  # only read
+        quantizer_config: dict = {"num_subspaces": 64, "codebook_size": 512},
+        latent_channels: int = 128,
+        refiner_config: dict | None = None,
+        statistics_config: dict | None = None,
+        in_channels: int = 3,
+        block_out_channels: tuple[int, ...] | None = None,
         sample_size: int = 256,
         scaling_factor: float = 1.0,
         shift_factor: float | None = None,
         force_upcast: bool = False,
-        image_mean: tuple[float, ...] | None = None,
-        image_std: tuple[float, ...] | None = None,
-        channel_mean: tuple[float, ...] | None = None,
-        channel_std: tuple[float, ...] | None = None,
-        scaling_exponent: float = 0.0,
         preset: str | None = None,
     ):
         super().__init__()
-        check_parts(
-            conv_networks,
-            patch_shortcut,
-            in_channels,
-            out_channels,
-            class_bases,
-            hidden_channels=hidden_channels,
-            patch_network_channels=patch_network_channels,
-        )
-        check_levels(down_block_types, up_block_types, block_out_channels)
-        check_image_statistics(image_mean, image_std, in_channels)
-        self.downsample_factor = 2 ** (len(block_out_channels) - 1)
         self.quantizer = build_quantizer(quantizer_type, latent_channels, quantizer_config)
-        self.standardization = LatentStandardization(latent_channels, channel_mean, channel_std, scaling_exponent)
-
-        self.encoder = self.decoder = self.quant_conv = self.post_quant_conv = self.patch_transform = None
-        self.patch_encoder = self.patch_decoder = self.refiner = None
-        if conv_networks:
-            shared = {
-                "block_out_channels": block_out_channels,
-                "layers_per_block": layers_per_block,
-                "act_fn": act_fn,
-                "norm_num_groups": norm_num_groups,
-            }
-            self.encoder = Encoder(
-                in_channels, z_channels, down_block_types=down_block_types, double_z=False, **shared
+        self.transform = build_transform(
+            transform_type, in_channels, self.quantizer.in_channels, self.quantizer.code_channels, transform_config
+        )
+        derived = self.transform.block_out_channels
+        if block_out_channels is not None and tuple(block_out_channels) != derived:
+            raise ValueError(
+                f"block_out_channels ({block_out_channels}) must be None or what the transform has: {derived}"
             )
-            self.quant_conv = nn.Conv2d(z_channels, latent_channels, 1)
-            self.post_quant_conv = nn.Conv2d(latent_channels, z_channels, 1)
-            self.decoder = Decoder(z_channels, out_channels, up_block_types=up_block_types, **shared)
-        if patch_shortcut:
-            self.patch_transform = path = PatchTransform(
-                in_channels,
-                self.downsample_factor,
-                latent_channels,
-                self.quantizer,
-                hidden_channels,
-                class_bases,
-                class_components,
-                class_candidates,
-            )
-            if patch_network_channels:
-                size = (patch_network_channels, patch_network_blocks)
-                self.patch_encoder = PatchNetwork(path.coefficients, *size, path.coefficients)
-                self.patch_decoder = PatchNetwork(path.coefficients, *size, path.synthesis.out_channels)
-
-        if refiner_channels:
-            self.refiner = PixelRefiner(out_channels, self.downsample_factor, refiner_channels, refiner_blocks)
+        self.register_to_config(block_out_channels=derived)
+        self.downsample_factor = self.transform.downsample_factor
+        given = _checked("statistics_config", statistics_config, ("mean", "std", "exponent"))
+        self.statistics = LatentStatistics(latent_channels, **given)
+        self.refiner = None
+        if refiner_config is not None:
+            sizes = _checked("refiner_config", refiner_config, ("channels", "blocks"))
+            self.refiner = PixelRefiner(in_channels, self.downsample_factor, **sizes)
 
         self.use_slicing = False
         self.use_tiling = False
@@ -186,26 +109,39 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         """A fresh, untrained autoencoder in one of the paper's configurations, e.g. `f8-d128-s64-k512`."""
         return cls(**{**preset_config(preset), **overrides})
 
-    # Public interface: images and standardized latents.
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs) -> "AutoencoderPQ":
+        """As in diffusers, which refuses `low_cpu_mem_usage=False` for models that keep some tensors in fp32. Ours keep
+        them by themselves (`Fp32Module`) once they are built."""
+        if kwargs.get("low_cpu_mem_usage", True) is not False:
+            return super().from_pretrained(*args, **kwargs)
+        dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None)
+        plain = type(cls.__name__, (cls,), {"_keep_in_fp32_modules": None})
+        result = super(AutoencoderPQ, plain).from_pretrained(*args, **kwargs)
+        model = result[0] if isinstance(result, tuple) else result  # with output_loading_info
+        model.__class__ = cls
+        if dtype is not None:
+            model.to(dtype)
+        return result
+
+    # Public interface: images, tokens and standardized latents.
 
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderPQOutput | tuple:
         """Quantized, standardized latents of images.
 
         Args:
-            x: images `(B, 3, H, W)` in [-1, 1].
+            x: images `(B, C, H, W)` in [-1, 1].
             return_dict: whether to return an `AutoencoderPQOutput` or the tuple `(latent_dist, latents, indices)`.
 
         Raises:
             ValueError: if the sides of the image are not divisible by F; the message names the sizes that work.
         """
-        check_image(x, self.config.in_channels, self.downsample_factor)
-        if self.use_slicing and len(x) > 1:
-            outputs = [self.quantizer(self._encode(image)) for image in x.split(1)]
-            z_q, indices = (torch.cat([output[i] for output in outputs]) for i in (0, 1))
-        else:
-            z_q, indices, _ = self.quantizer(self._encode(x))
-        latents = self.standardization.standardize(z_q)
+        indices = self._indices(x)
+        latents = self.latents_from_indices(indices).to(x.dtype)
+        latents = latents.masked_fill(
+            _positions_with_nan(x, self.downsample_factor), torch.nan
+        )  # tokens cannot say it
         distribution = PQLatentDistribution(latents)
         if not return_dict:
             return distribution, latents, indices
@@ -217,7 +153,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         z: torch.Tensor,
         return_dict: bool = True,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        quantize: bool = True,
+        quantize: bool | float = True,
     ) -> DecoderOutput | tuple[torch.Tensor]:
         """Images of standardized latents.
 
@@ -225,44 +161,39 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
             z: latents `(B, d, h, w)`, as `encode` or a diffusion model gives them.
             return_dict: whether to return a `DecoderOutput` or the tuple `(sample,)`.
             generator: accepted because pipelines pass it; decoding draws nothing.
-            quantize: whether to snap the latents to the nearest codewords first.
+            quantize: True snaps the latents to the nearest codewords first. A number snaps them softly: it is the standard
+                deviation of the error that the latents have, and the mean of the codewords given the latents is decoded.
+                False decodes the latents as they are.
 
         Returns:
-            Images `(B, 3, F h, F w)`, nominally in [-1, 1], not clamped.
+            Images `(B, C, F h, F w)`, nominally in [-1, 1], not clamped.
         """
         check_latents(z, self.config.latent_channels)
-        parts = z.split(1) if self.use_slicing and len(z) > 1 else [z]
-        images = []
-        for part in parts:
-            codes, indices = self.standardization.restore(part), None
-            if quantize:
-                codes, indices, _ = self.quantizer(codes)
-            images.append(self._decode(codes.to(z.dtype), indices))
-        sample = torch.cat(images) if len(images) > 1 else images[0]
+        check_quantize(quantize)
+        sample = self._by_slices(lambda part: self._synthesis(self._codes(part, quantize).to(z.dtype)), z)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     @apply_forward_hook
     def quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Snap standardized latents `(B, d, h, w)` to codewords: latents of the same shape and dtype, and indices."""
         check_latents(latents, self.config.latent_channels)
-        z_q, indices, _ = self.quantizer(self.standardization.restore(latents))
-        return self.standardization.standardize(z_q).to(latents.dtype), indices
+        indices = self.quantizer.nearest(self.statistics.restore(latents))
+        return self.latents_from_indices(indices).to(latents.dtype), indices
 
     def latents_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
-        """Standardized latents `(B, d, h, w)` of tokens `(B, S, h, w)`: exactly what `encode` gave with them, in fp32."""
-        return self.standardization.standardize(self.quantizer.indices_to_latents(indices))
+        """Standardized latents `(B, d, h, w)` of tokens `(B, G, h, w)`: exactly what `encode` gave with them, in fp32."""
+        return self.statistics.standardize(self.quantizer.to_latents(indices))
 
+    @apply_forward_hook
     def encode_to_indices(self, x: torch.Tensor) -> torch.Tensor:
-        """Tokens `(B, S, H/F, W/F)` of images `(B, 3, H, W)` in [-1, 1]."""
-        return self.encode(x).indices
+        """Tokens `(B, G, H/F, W/F)` of images `(B, C, H, W)` in [-1, 1]. See `encode`."""
+        return self._indices(x)
 
     @apply_forward_hook
     def decode_from_indices(self, indices: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
-        """Images of tokens `(B, S, h, w)`: exactly what `decode` makes of the latents they stand for."""
+        """Images of tokens `(B, G, h, w)`: what `decode` makes of the latents they stand for."""
         check_indices(indices, self.quantizer.codebook_sizes)
-        parts = indices.split(1) if self.use_slicing else [indices]
-        codes = (self.quantizer.indices_to_latents(part).to(self.dtype) for part in parts)
-        sample = torch.cat([self._decode(code, part.long()) for code, part in zip(codes, parts, strict=True)])
+        sample = self._by_slices(lambda part: self._synthesis(self.quantizer.decode(part).to(self.dtype)), indices)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(
@@ -272,86 +203,90 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         return_dict: bool = True,
         generator: torch.Generator | None = None,
     ) -> AutoencoderPQForwardOutput | tuple:
-        """Reconstruct images `(B, 3, H, W)` in [-1, 1], with the quantizer's loss and straight-through gradients.
+        """Reconstruct images `(B, C, H, W)` in [-1, 1], with the quantizer's loss and gradients.
 
-        `sample_posterior` and `generator` are accepted as in `AutoencoderKL`; encoding is deterministic.
+        `sample_posterior` and `generator` are accepted as in `AutoencoderKL`.
+
+        Returns:
+            An `AutoencoderPQForwardOutput`, or the tuple `(sample, commit_loss, indices, logs)`.
         """
         check_image(sample, self.config.in_channels, self.downsample_factor)
-        output: QuantizerOutput = self.quantizer(self._encode(sample))
-        reconstruction = self._decode(output.z_q, output.indices)
+        output = self.quantizer(self._analysis(sample))
+        reconstruction = self._synthesis(output.codes)
         if not return_dict:
-            return reconstruction, output.loss, output.indices
-        return AutoencoderPQForwardOutput(sample=reconstruction, commit_loss=output.loss, indices=output.indices)
+            return reconstruction, output.loss, output.indices, output.logs
+        return AutoencoderPQForwardOutput(
+            sample=reconstruction, commit_loss=output.loss, indices=output.indices, logs=output.logs
+        )
 
     @property
     def bits_per_pixel(self) -> float:
         """Fixed rate of the tokens: bits per position / F^2."""
         return self.quantizer.bits_per_position / self.downsample_factor**2
 
-    # Between images and codes, where slicing does not matter and tiling does.
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weights that make the image, at which the adversarial loss is balanced."""
+        return self.transform.last_layer if self.refiner is None else self.refiner.last.weight
 
-    def _encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Image to latents before quantization."""
+    # Between images and codes.
+
+    def _indices(self, x: torch.Tensor) -> torch.Tensor:
+        check_image(x, self.config.in_channels, self.downsample_factor)
+        return self._by_slices(lambda image: self.quantizer.encode(self._analysis(image)), x)
+
+    def _codes(self, latents: torch.Tensor, quantize: bool | float) -> torch.Tensor:
+        restored = self.statistics.restore(latents)
+        if quantize is False:
+            return self.quantizer.lift(restored)
+        noise = None if quantize is True else self.statistics.restore_noise(quantize, latents)
+        return self.quantizer.snap(restored, noise)
+
+    def _analysis(self, x: torch.Tensor) -> torch.Tensor:
         tile, overlap = self._tile_cells()
         if not self.use_tiling or max(x.shape[2:]) <= tile * self.downsample_factor:
-            return self._encode_tile(x)
-        channels, halo = self.config.latent_channels, self._network_halo()
-        return run_tiled(self._encode_tile, x, self.downsample_factor, tile, overlap, channels, 1, halo)
+            return self.transform.analysis(x)
+        channels, halo = self.quantizer.in_channels, self.transform.reach or 0
+        return run_tiled(self.transform.analysis, x, self.downsample_factor, tile, overlap, channels, 1, halo)
 
-    def _encode_tile(self, x: torch.Tensor) -> torch.Tensor:
-        x = self._normalize(x)
-        z = None if self.encoder is None else self.quant_conv(self.encoder(x))
-        if self.patch_transform is None:
-            return z
-        return self.patch_transform.encode(x, self.quantizer, z, self.patch_encoder)
-
-    def _decode(self, z_q: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
-        """Codes to image. The hidden coefficients, if any, travel beside the codes."""
-        z_q = z_q.contiguous()  # one memory layout, hence the same pixels whichever way the codes came
+    def _synthesis(self, codes: torch.Tensor) -> torch.Tensor:
+        codes = codes.contiguous()  # one memory layout, hence the same pixels whichever way the codes came
         tile, overlap = self._tile_cells()
-        hidden = None if self.patch_transform is None else self.patch_transform.hidden(z_q, indices)
-        if hidden is not None:
-            z_q = torch.cat([z_q, hidden], dim=1)
-        if not self.use_tiling or max(z_q.shape[2:]) <= tile:
-            return self._decode_tile(z_q)
-        channels, halo = self.config.out_channels, self._network_halo()
+        if not self.use_tiling or max(codes.shape[2:]) <= tile:
+            return self._synthesis_of_tile(codes)
+        halo = self.transform.reach or 0
         if self.refiner is not None:
             halo += -(-self.refiner.reach // self.downsample_factor)
-        return run_tiled(self._decode_tile, z_q, 1, tile, overlap, channels, self.downsample_factor, halo)
+        channels = self.config.in_channels
+        return run_tiled(self._synthesis_of_tile, codes, 1, tile, overlap, channels, self.downsample_factor, halo)
 
-    def _decode_tile(self, codes: torch.Tensor) -> torch.Tensor:
-        image = None
-        if self.patch_transform is not None:
-            image = self.patch_transform.decode(codes, self.quantizer, self.patch_decoder)
-        if self.decoder is not None:
-            detail = self.decoder(self.post_quant_conv(codes[:, : self.config.latent_channels]))
-            image = detail if image is None else image + detail
-        if self.refiner is not None:
-            image = image + self.refiner(image)
-        return self._denormalize(image)
+    def _synthesis_of_tile(self, codes: torch.Tensor) -> torch.Tensor:
+        image = self.transform.synthesis(codes)
+        return image if self.refiner is None else image + self.refiner(image)
 
     def _tile_cells(self) -> tuple[int, int]:
-        """Side of a tile and overlap of neighbors, in positions. The linear path alone needs no overlap."""
+        """Side of a tile and overlap of neighbors, in positions. A transform with a reach needs no overlap."""
         tile = max(2, self.tile_sample_min_size // self.downsample_factor)
-        overlap = 0 if self.encoder is None else min(tile - 1, max(1, int(tile * self.tile_overlap_factor)))
-        return tile, overlap
+        return tile, 0 if self.transform.reach is not None else min(
+            tile - 1, max(1, int(tile * self.tile_overlap_factor))
+        )
 
-    def _network_halo(self) -> int:
-        """Neighbors to each side that a position sees through the patch networks, in positions."""
-        return 0 if self.patch_encoder is None else self.config.patch_network_blocks * (KERNEL // 2)
+    def _by_slices(self, function, batch: torch.Tensor) -> torch.Tensor:
+        """`function(batch)`, image by image if slicing is enabled."""
+        if not self.use_slicing or len(batch) < 2:
+            return function(batch)
+        return torch.cat([function(part) for part in batch.split(1)])
 
-    def _normalize(self, x: torch.Tensor) -> torch.Tensor:
-        if self.config.image_mean is None:
-            return x
-        mean, std = self._image_statistics(x)
-        return ((x + 1) / 2 - mean) / std
 
-    def _denormalize(self, x: torch.Tensor) -> torch.Tensor:
-        if self.config.image_mean is None:
-            return x
-        mean, std = self._image_statistics(x)
-        return (x * std + mean) * 2 - 1
+def _positions_with_nan(image: torch.Tensor, factor: int) -> torch.Tensor:
+    """bool `(B, 1, H/F, W/F)`: whether there is NaN among the pixels of a position."""
+    patches = image.isnan().any(dim=1).unflatten(2, (-1, factor)).unflatten(1, (-1, factor))  # (B, h, F, w, F)
+    return patches.any(dim=4).any(dim=2)[:, None]
 
-    def _image_statistics(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, std = self.config.image_mean, self.config.image_std
-        return tuple(torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, 1, 1) for values in (mean, std))
+
+def _checked(name: str, given: dict | None, known: tuple[str, ...]) -> dict:
+    """The mapping, or ValueError for a key that is not known."""
+    for key in given or {}:
+        if key not in known:
+            raise ValueError(f"{name} has the unknown key {key!r}: {did_you_mean(key, known)}")
+    return dict(given or {})

@@ -6,26 +6,14 @@ import json
 import torch
 from torch import nn
 
-# Arguments that came after the first models, at the values that change nothing: codes of those models stay readable.
-_ADDED_LATER = {
-    "class_bases": 0,
-    "class_candidates": 8,
-    "class_components": 0,
-    "gain_bands": 0,
-    "patch_network_channels": 0,
-    "patch_network_blocks": 2,
-    "refiner_channels": 0,
-    "refiner_blocks": 4,
-}
+_RECORDS = ("preset", "sample_size")  # parts of the configuration that change no number
 
 
 def fingerprint(model: nn.Module) -> str:
     """16 hexadecimal digits that equal models share, whatever their device; a cast to half precision changes them."""
     digest = hashlib.sha256()
     config = {
-        key: value
-        for key, value in dict(model.config).items()
-        if not key.startswith("_") and (key not in _ADDED_LATER or value != _ADDED_LATER[key])
+        key: value for key, value in dict(model.config).items() if not key.startswith("_") and key not in _RECORDS
     }
     digest.update(json.dumps(config, sort_keys=True, default=list).encode())
     for name, tensor in sorted(model.state_dict().items()):

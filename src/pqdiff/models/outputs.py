@@ -28,7 +28,7 @@ class AutoencoderPQOutput(BaseOutput):
     Attributes:
         latent_dist: distribution whose `sample()` and `mode()` are both `latents`.
         latents: quantized, standardized latents `(B, d, H/F, W/F)`.
-        indices: int64 tokens `(B, S, H/F, W/F)`.
+        indices: int64 tokens `(B, G, H/F, W/F)`.
     """
 
     latent_dist: PQLatentDistribution
@@ -41,11 +41,13 @@ class AutoencoderPQForwardOutput(BaseOutput):
     """Output of `AutoencoderPQ.forward`.
 
     Attributes:
-        sample: reconstruction `(B, 3, H, W)`, nominally in [-1, 1], not clamped.
+        sample: reconstruction `(B, C, H, W)`, nominally in [-1, 1], not clamped.
         commit_loss: the quantizer's weighted loss, a scalar.
-        indices: int64 tokens `(B, S, H/F, W/F)`.
+        indices: int64 tokens `(B, G, H/F, W/F)`; None if the quantizer has none while it trains.
+        logs: the quantizer's scalars for the training log.
     """
 
     sample: torch.Tensor
     commit_loss: torch.Tensor
-    indices: torch.Tensor
+    indices: torch.Tensor | None
+    logs: dict[str, torch.Tensor]

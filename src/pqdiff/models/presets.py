@@ -4,8 +4,9 @@ F16 exists twice because the paper contradicts itself: section 4.4 and the table
 d = 256. The published sources give no network for F32; its levels extend those of F16.
 """
 
-import difflib
 import re
+
+from pqdiff.suggestions import did_you_mean
 
 # F, d, S, K, levels of the networks, hidden channels of the closed form.
 _PRESETS = {
@@ -38,29 +39,33 @@ def preset_config(name: str) -> dict:
         ValueError: for an unknown name, with the nearest known one.
     """
     _, latent_channels, num_subspaces, codebook_size, levels, _ = _look_up(name)
-    plain = len(levels) - 1
     return {
-        "block_out_channels": levels,
-        "down_block_types": ("DownEncoderBlock2D",) * plain + ("AttnDownEncoderBlock2D",),
-        "up_block_types": ("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * plain,
-        "latent_channels": latent_channels,
+        "transform_type": "conv",
+        "transform_config": {"block_out_channels": levels},
+        "quantizer_type": "product",
         "quantizer_config": {"num_subspaces": num_subspaces, "codebook_size": codebook_size},
+        "latent_channels": latent_channels,
         "preset": name,
     }
 
 
+def preset_factor(name: str) -> int:
+    """Downsampling factor F of a preset. Raises ValueError for an unknown name."""
+    return _look_up(name)[0]
+
+
 def closed_form_config(name: str, hidden_channels: int | None = None, class_bases: int = 0) -> dict:
-    """Constructor arguments of `AutoencoderPQ` with the linear path alone.
+    """Constructor arguments of `AutoencoderPQ` with a linear transform of patches.
 
     Args:
         name: preset.
-        hidden_channels: coefficients per patch beyond the latent channels; None for what suits the preset best.
-        class_bases: bases of the classes of patches; 0 for no classes.
+        hidden_channels: coefficients per patch that codewords stand for beyond the latent channels; None for what suits
+            the preset best.
+        class_bases: bases of the classes of patches; 0 for a plain product quantizer.
 
     Raises:
         ValueError: for an unknown name, and for numbers that do not fit it.
     """
-    config = preset_config(name)
     factor, latent_channels, num_subspaces, codebook_size, _, hidden = _look_up(name)
     components, candidates, most = 0, 8, 3 * factor**2 - latent_channels
     if class_bases:
@@ -78,14 +83,16 @@ def closed_form_config(name: str, hidden_channels: int | None = None, class_base
                 f"from 0 to {most} for {name}"
             )
         components = max(components, latent_channels + hidden) if class_bases else 0
+    quantizer_config = {"num_subspaces": num_subspaces, "codebook_size": codebook_size, "hidden_channels": hidden}
+    if class_bases:
+        quantizer_config |= {"components": components, "bases": class_bases, "candidates": candidates}
     return {
-        **config,
-        "conv_networks": False,
-        "patch_shortcut": True,
-        "hidden_channels": hidden,
-        "class_bases": class_bases,
-        "class_components": components,
-        "class_candidates": candidates,
+        "transform_type": "patch",
+        "transform_config": {"patch_size": factor, "tied": True},
+        "quantizer_type": "classified_product" if class_bases else "product",
+        "quantizer_config": quantizer_config,
+        "latent_channels": latent_channels,
+        "preset": name,
     }
 
 
@@ -101,6 +108,4 @@ def _look_up(name: str) -> tuple:
                 f"preset ({name!r}): d must be from 1 to 3 F^2 = {3 * factor**2} and divisible by S = {num_subspaces}"
             )
         return factor, latent_channels, num_subspaces, codebook_size, _LEVELS[factor], 0
-    close = difflib.get_close_matches(name, _PRESETS, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(PRESETS)}, or write f8-d32-s16-k256"
-    raise ValueError(f"preset ({name!r}) is unknown: {hint}")
+    raise ValueError(f"preset ({name!r}) is unknown: {did_you_mean(name, PRESETS)} Or write e.g. f8-d32-s16-k256.")

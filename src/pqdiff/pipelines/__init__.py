@@ -3,9 +3,10 @@
 import diffusers
 from diffusers.pipelines import auto_pipeline
 
-from .pipeline_pq_stable_diffusion import PQStableDiffusionImg2ImgPipeline, PQStableDiffusionPipeline
-from .pipeline_pq_stable_diffusion_inpaint import PQStableDiffusionInpaintPipeline
-from .variants import VARIANTS, Stage, Variant, load_variant
+from pqdiff.adaptation.stages import Stage
+from pqdiff.adaptation.variants import VARIANTS, Variant, load_variant
+from pqdiff.pipelines.pipeline_pq_stable_diffusion import PQStableDiffusionImg2ImgPipeline, PQStableDiffusionPipeline
+from pqdiff.pipelines.pipeline_pq_stable_diffusion_inpaint import PQStableDiffusionInpaintPipeline
 
 __all__ = [
     "VARIANTS",

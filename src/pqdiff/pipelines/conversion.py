@@ -1,7 +1,6 @@
 """From a pretrained Stable Diffusion to a pipeline on product-quantized latents, before any training."""
 
 import copy
-import difflib
 import inspect
 from os import PathLike
 from pathlib import Path
@@ -10,10 +9,9 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
-from ..checkpoints import BUNDLED, bundled
-from ..models.any_autoencoder import find_autoencoder
-from ..models.unet_adapter import widen_unet
-from .variants import Variant, load_variant
+from pqdiff.adaptation.variants import Variant, load_variant
+from pqdiff.adaptation.widen import widen_unet
+from pqdiff.models.loading import load_autoencoder
 
 # Stable Diffusion 2 was taken down from where it was published; these repositories hold the same files. The first paints
 # 768 pixels and predicts v, the second 512 pixels and predicts the noise.
@@ -29,13 +27,14 @@ def convert_stable_diffusion(
     stock_class: type[DiffusionPipeline],
     base: str | PathLike | DiffusionPipeline,
     autoencoder: ModelMixin | str | PathLike | None,
-    variant: Variant | str | PathLike | None,
+    pq_variant: Variant | str | PathLike | None,
     init: str,
     torch_dtype: torch.dtype | None,
     conv_in_map: tuple[torch.Tensor, torch.Tensor] | None,
     **kwargs,
 ) -> DiffusionPipeline:
     """What `PQLatentsMixin.from_stable_diffusion` describes, for the class `pipeline_class` made of `stock_class`."""
+    variant = pq_variant
     if variant is not None and not isinstance(variant, Variant):
         variant = load_variant(variant)
     loaded = isinstance(base, DiffusionPipeline)
@@ -82,15 +81,9 @@ def _autoencoder(
         return _in_dtype(source, dtype)
     if source is None:
         if variant is None:
-            raise ValueError("autoencoder is None and so is variant: give one of them")
+            raise ValueError("autoencoder is None and so is pq_variant: give one of them")
         source = f"pqgan-{variant.autoencoder}"
-    source = str(source)
-    if source not in BUNDLED and not Path(source).exists() and source.count("/") != 1:
-        close = difflib.get_close_matches(source, BUNDLED, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(BUNDLED)}"
-        raise ValueError(f"autoencoder ({source!r}) is no shipped model, folder or Hub id (user/name): {hint}")
-    kind, place = find_autoencoder(bundled(source) if source in BUNDLED else source)
-    return kind.from_pretrained(place, torch_dtype=dtype).eval()
+    return load_autoencoder(source, dtype=dtype)
 
 
 def _check_variant(variant: Variant, vae: ModelMixin) -> None:

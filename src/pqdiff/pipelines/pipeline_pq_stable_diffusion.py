@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
-from .pq_latents import PQLatentsMixin, with_quantize_latents
+from pqdiff.pipelines.pq_latents import PQLatentsMixin, with_quantize_latents
 
 
 class PQStableDiffusionPipeline(PQLatentsMixin, StableDiffusionPipeline):

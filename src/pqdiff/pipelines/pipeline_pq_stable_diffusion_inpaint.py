@@ -15,7 +15,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint impo
 from diffusers.utils.torch_utils import randn_tensor
 from torch.nn import functional as F
 
-from .pq_latents import PQLatentsMixin
+from pqdiff.pipelines.pq_latents import PQLatentsMixin
 
 
 class PQStableDiffusionInpaintPipeline(PQLatentsMixin, StableDiffusionInpaintPipeline):
@@ -58,7 +58,7 @@ class PQStableDiffusionInpaintPipeline(PQLatentsMixin, StableDiffusionInpaintPip
         clip_skip: int | None = None,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
-        quantize_latents: bool | None = None,
+        quantize_latents: bool | float | None = None,
     ) -> StableDiffusionPipelineOutput | tuple:
         """Repaint the white part of `mask_image` in `image`.
 
@@ -66,8 +66,8 @@ class PQStableDiffusionInpaintPipeline(PQLatentsMixin, StableDiffusionInpaintPip
         UNet with 2 d + 1 channels then needs `masked_image_latents`, likewise `(B, d, h, w)`.
 
         Args:
-            quantize_latents: whether to snap the denoised latents to the nearest codewords before they are decoded; None
-                to do so unless the autoencoder has hidden channels.
+            quantize_latents: True snaps the denoised latents to the nearest codewords before they are decoded, False
+                decodes them as they are, a number snaps softly; None for what the pipeline was saved with.
 
         Raises:
             ValueError: if arguments do not fit each other.
@@ -223,7 +223,7 @@ class PQStableDiffusionInpaintPipeline(PQLatentsMixin, StableDiffusionInpaintPip
                 if (i + 1) % self.scheduler.order == 0 or i + 1 == len(timesteps):
                     progress.update()
 
-        output = self._pictures(latents, output_type, True, generator, self._snaps(quantize_latents))
+        output = self._pictures(latents, output_type, True, generator, self._checked_quantize(quantize_latents))
         if crop is not None:
             output.images = [
                 self.image_processor.apply_overlay(mask_image, image, each, crop) for each in output.images

@@ -13,10 +13,15 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from ..models import AutoencoderPQ
-from .conversion import convert_stable_diffusion
-from .fit import check_fit
-from .variants import Variant
+from pqdiff.adaptation.variants import Variant
+from pqdiff.models.autoencoder_pq import AutoencoderPQ
+from pqdiff.models.checks import check_quantize
+from pqdiff.pipelines.checks import check_fit
+from pqdiff.pipelines.conversion import convert_stable_diffusion
+
+# Noise level of soft snapping where a pipeline does not say it: what serves the tiny suite and images with noise best
+# (benchmarks/results/tiny_suite.json, latent_stats.json).
+DEFAULT_NOISE = 0.1
 
 
 class PQLatentsMixin:
@@ -32,6 +37,9 @@ class PQLatentsMixin:
         feature_extractor: of the safety checker.
         image_encoder: of an IP-Adapter.
         requires_safety_checker: whether to warn where there is none.
+        quantize_latents: how calls that do not say it decode: True snaps latents to the nearest codewords, False decodes
+            them as they are, a number snaps softly and is the standard deviation of the latents' error. None for what the
+            autoencoder suggests. Saved with the pipeline.
 
     Raises:
         ValueError: if the components do not fit each other; the message names both sides.
@@ -51,7 +59,10 @@ class PQLatentsMixin:
         feature_extractor: CLIPImageProcessor,
         image_encoder: CLIPVisionModelWithProjection = None,
         requires_safety_checker: bool = True,
+        quantize_latents: bool | float | None = None,
     ):
+        if quantize_latents is not None:
+            check_quantize(quantize_latents, "quantize_latents")
         check_fit(vae, text_encoder, unet, scheduler, self._inpainting)
         super().__init__(
             vae=vae,
@@ -64,6 +75,7 @@ class PQLatentsMixin:
             image_encoder=image_encoder,
             requires_safety_checker=requires_safety_checker,
         )
+        self.register_to_config(quantize_latents=quantize_latents)
         if vae is not None and vae.config.latent_channels != 3:  # else an image would be taken for latents
             self.image_processor = VaeImageProcessor(
                 vae_scale_factor=self.vae_scale_factor, vae_latent_channels=vae.config.latent_channels
@@ -82,7 +94,7 @@ class PQLatentsMixin:
         cls,
         base: str | PathLike | DiffusionPipeline,
         autoencoder: AutoencoderPQ | AutoencoderKL | str | PathLike | None = None,
-        variant: Variant | str | PathLike | None = None,
+        pq_variant: Variant | str | PathLike | None = None,
         init: str = "variance",
         torch_dtype: torch.dtype | None = None,
         conv_in_map: tuple[torch.Tensor, torch.Tensor] | None = None,
@@ -99,22 +111,22 @@ class PQLatentsMixin:
                 variant such as fp16).
             autoencoder: a model, the name of one that ships with pqdiff, a folder or a Hub id; None for the shipped
                 one of the variant.
-            variant: `hr`, `precise`, `quick`, a YAML file or a `Variant`, from which the UNet's sample size comes; None
+            pq_variant: `hr`, `precise`, `quick`, a YAML file or a `Variant`, from which the UNet's sample size comes; None
                 to keep that of the base.
-            init: how the widened projections start, as in `pqdiff.models.unet_adapter.widen_unet`.
+            init: how the widened projections start, as in `pqdiff.adaptation.widen.widen_unet`.
             torch_dtype: data type of the models; None for float32, or for that of a loaded base.
             conv_in_map: for `init="lstsq"`.
             **kwargs: for `from_pretrained` of the base; with a loaded base, components to replace.
 
         Raises:
-            ValueError: if the base was taken down from the Hub, or base, autoencoder and variant do not fit.
+            ValueError: if the base was taken down from the Hub, or base, autoencoder and pq_variant do not fit.
         """
         return convert_stable_diffusion(
-            cls, cls._stock_class, base, autoencoder, variant, init, torch_dtype, conv_in_map, **kwargs
+            cls, cls._stock_class, base, autoencoder, pq_variant, init, torch_dtype, conv_in_map, **kwargs
         )
 
     def _pictures(
-        self, latents: torch.Tensor, output_type: str, return_dict: bool, generator, quantize_latents: bool
+        self, latents: torch.Tensor, output_type: str, return_dict: bool, generator, quantize_latents: bool | float
     ) -> StableDiffusionPipelineOutput | tuple:
         """Decode the denoised latents `(B, d, h, w)` and do everything that stock pipelines do after it."""
         pictures, flagged = latents, None
@@ -166,41 +178,49 @@ class PQLatentsMixin:
         """What autoencoders such as those of SD3 and Flux have taken off their latents; stock SD pipelines know none."""
         return getattr(getattr(self.vae, "config", None), "shift_factor", None) or 0.0
 
-    def _snaps(self, quantize_latents: bool | None) -> bool:
-        """Whether to snap where the caller leaves it open: with hidden channels a little noise makes it worse."""
+    @property
+    def quantize_latents(self) -> bool | float:
+        """How a call that does not say it decodes: what the pipeline was built or saved with, else what fits the
+        autoencoder."""
+        chosen = self.config.get("quantize_latents")
+        if chosen is not None or not self._has_codewords:
+            return True if chosen is None else chosen
+        return DEFAULT_NOISE if self.vae.quantizer.has_posterior_mean else True
+
+    def _checked_quantize(self, quantize_latents: bool | float | None) -> bool | float:
         if quantize_latents is None:
-            return not getattr(getattr(self.vae, "config", None), "hidden_channels", 0)
+            return self.quantize_latents
+        check_quantize(quantize_latents, "quantize_latents")
         return quantize_latents
 
 
 def with_quantize_latents(stock_call: Callable) -> Callable:
     """The `__call__` of a stock pipeline with one more keyword, `quantize_latents`.
 
-    True snaps the denoised latents to the nearest codewords before they are decoded; False decodes them as they are.
-    None, the default, snaps unless the autoencoder has hidden channels: its codewords say more than the latents show, and
-    noise of 3% of the latents costs more by snapping than by leaving them (`benchmarks/results/latent_stats.json`). It has
-    no effect with `output_type="latent"`, nor with an autoencoder that has no codewords.
+    True snaps the denoised latents to the nearest codewords before they are decoded; False decodes them as they are; a
+    number snaps softly (`AutoencoderPQ.decode`). None, the default, is what the pipeline was saved with. It has no effect
+    with `output_type="latent"`, nor with an autoencoder that has no codewords.
     """
     stock = inspect.signature(stock_call)
 
     @functools.wraps(stock_call)
     @torch.no_grad()
-    def __call__(self, *args, quantize_latents: bool | None = None, **kwargs):
-        snaps = self._snaps(quantize_latents)
-        if not self._shift and (snaps or not self._has_codewords):
+    def __call__(self, *args, quantize_latents: bool | float | None = None, **kwargs):
+        way = self._checked_quantize(quantize_latents)
+        if not self._shift and (way is True or not self._has_codewords):
             return stock_call(self, *args, **kwargs)  # AutoencoderPQ snaps by itself
         call = stock.bind(self, *args, **kwargs)
         call.apply_defaults()
         output_type, return_dict = call.arguments["output_type"], call.arguments["return_dict"]
         call.arguments |= {"output_type": "latent", "return_dict": False}
         latents = stock_call(*call.args, **call.kwargs)[0]
-        output = self._pictures(latents, output_type, return_dict, call.arguments["generator"], snaps)
+        output = self._pictures(latents, output_type, return_dict, call.arguments["generator"], way)
         self.maybe_free_model_hooks()  # decoding has woken the autoencoder again
         return output
 
     parameters = list(stock.parameters.values())
     keyword = inspect.Parameter(
-        "quantize_latents", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
+        "quantize_latents", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | float | None
     )
     at = next((i for i, each in enumerate(parameters) if each.kind is each.VAR_KEYWORD), len(parameters))
     __call__.__signature__ = stock.replace(parameters=[*parameters[:at], keyword, *parameters[at:]])

@@ -1,14 +1,33 @@
-"""Latents to codes: one quantizer per file, one contract (`base.py`). Imports torch alone."""
+"""z to tokens to codes: one quantizer per file, one contract (`base.py`). Imports torch alone."""
 
-from .base import QUANTIZERS, Fp32Module, Quantizer, QuantizerOutput, build_quantizer, register_quantizer
-from .product import ProductQuantizer
+from pqdiff.quantizers.base import (
+    FP32_TENSORS,
+    QUANTIZERS,
+    Fp32Module,
+    Quantizer,
+    QuantizerOutput,
+    build_quantizer,
+    register_quantizer,
+)
+from pqdiff.quantizers.classified_product import ClassifiedProductQuantizer
+from pqdiff.quantizers.finite_scalar import FiniteScalarQuantizer
+from pqdiff.quantizers.frozen_codebook import FrozenCodebookQuantizer
+from pqdiff.quantizers.gaussian import GaussianQuantizer
+from pqdiff.quantizers.product import ProductQuantizer
+from pqdiff.quantizers.vector import VectorQuantizer
 
 __all__ = [
+    "FP32_TENSORS",
     "QUANTIZERS",
+    "ClassifiedProductQuantizer",
+    "FiniteScalarQuantizer",
     "Fp32Module",
+    "FrozenCodebookQuantizer",
+    "GaussianQuantizer",
     "ProductQuantizer",
     "Quantizer",
     "QuantizerOutput",
+    "VectorQuantizer",
     "build_quantizer",
     "register_quantizer",
 ]

@@ -1,6 +1,15 @@
-"""The contract every quantizer keeps, and the table they are found in by name."""
+"""The contract that every quantizer keeps, and the table in which quantizers are found by name.
 
-import difflib
+A quantizer stands between a transform and the statistics of latents:
+
+    z (B, in_channels, h, w)  --encode-->  indices (B, G, h, w)  --decode-->      codes (B, code_channels, h, w)
+                                                                 --to_latents-->  latents (B, latent_channels, h, w)
+
+Codes are everything that a codeword stands for, and what synthesis gets. Latents are the part that a diffusion model
+sees. For most quantizers both are the same numbers.
+"""
+
+import functools
 import inspect
 import math
 from typing import NamedTuple
@@ -8,26 +17,32 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from pqdiff.suggestions import did_you_mean
+
 QUANTIZERS: dict[str, type["Quantizer"]] = {}
+
+# Names of all tensors that registered quantizers keep in fp32 when a model is loaded in half precision.
+FP32_TENSORS: list[str] = []
 
 
 class QuantizerOutput(NamedTuple):
-    """What a quantizer returns.
+    """What `forward` returns.
 
     Attributes:
-        z_q: quantized latents `(B, C, H, W)`, exactly the codewords, in the dtype of z. Their gradient reaches z
-            unchanged (straight-through).
-        indices: int64 tokens `(B, G, H, W)`, G tokens per position.
+        codes: `(B, code_channels, h, w)` in the dtype of z, with the gradient that training needs.
+        indices: int64 tokens `(B, G, h, w)`; None if the quantizer has no tokens while it trains.
         loss: scalar fp32, already weighted by the quantizer's own weights; 0 where there is nothing to learn.
+        logs: detached scalars for the training log, such as entropy terms or KL bits.
     """
 
-    z_q: torch.Tensor
-    indices: torch.Tensor
+    codes: torch.Tensor
+    indices: torch.Tensor | None
     loss: torch.Tensor
+    logs: dict[str, torch.Tensor]
 
 
 class Fp32Module(nn.Module):
-    """A module whose tensors keep their precision: `.half()` and `.to(torch.bfloat16)` do not round them."""
+    """A module whose tensors keep their dtype: `.half()` and `.to(torch.bfloat16)` move them, but do not round them."""
 
     def _apply(self, fn, recurse: bool = True):
         def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
@@ -37,33 +52,140 @@ class Fp32Module(nn.Module):
         return super()._apply(keep_dtype, recurse)
 
 
-class Quantizer(Fp32Module):
-    """Base of all quantizers: maps latents `(B, C, H, W)` to codewords and integer tokens.
+# Methods beside `forward` that need the weights.
+_METHODS = ("encode", "decode", "to_latents", "nearest", "lift", "posterior_mean")
 
-    A subclass sets `latent_channels` (C), implements `forward`, `indices_to_latents` and `codebook_sizes`, and is
-    found by name after `@register_quantizer("name")`. Its constructor takes `latent_channels` first, then JSON values
-    only: they become the `quantizer_config` of a saved autoencoder.
+
+def _with_weights(method):
+    """The method, which fetches the weights first if accelerate has offloaded them: its hooks only know `forward`."""
+
+    @functools.wraps(method)
+    def wrapper(self, *args, **kwargs):
+        hook = getattr(self, "_hf_hook", None)
+        if hook is None or not any(t.is_meta for t in self._own_tensors()):
+            return method(self, *args, **kwargs)
+        args, kwargs = hook.pre_forward(self, *args, **kwargs)
+        return hook.post_forward(self, method(self, *args, **kwargs))
+
+    return wrapper
+
+
+class Quantizer(Fp32Module):
+    """Base of all quantizers.
+
+    A subclass sets the three numbers of channels, implements `codebook_sizes`, `forward`, `encode`, `decode` and
+    `nearest`, and is found by name after `@register_quantizer("name")`. Its constructor takes `latent_channels` first,
+    then JSON values only: they are the `quantizer_config` of a saved autoencoder.
+
+    Attributes:
+        in_channels: channels of z.
+        code_channels: channels of codes.
+        latent_channels: channels of latents.
+        has_posterior_mean: whether there is soft snapping, `snap` with a noise level.
+        can_restart: whether codewords that are not in use can be moved, `restart`.
+        fp32_tensors: names of parameters, buffers or submodules that stay in fp32 when a model is loaded in half precision.
     """
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        for name in _METHODS:
+            if name in cls.__dict__:
+                setattr(cls, name, _with_weights(cls.__dict__[name]))
+
+    in_channels: int
+    code_channels: int
     latent_channels: int
-
-    def forward(self, z: torch.Tensor) -> QuantizerOutput:
-        """Quantize latents `(B, C, H, W)` of any floating dtype: search in fp32, ties to the lowest index."""
-        raise NotImplementedError
-
-    def indices_to_latents(self, indices: torch.Tensor) -> torch.Tensor:
-        """Codewords `(B, C, H, W)` of integer tokens `(B, G, H, W)`, exactly those that `forward` gives, in fp32."""
-        raise NotImplementedError
+    fp32_tensors: tuple[str, ...] = ()
+    has_posterior_mean: bool = False
+    can_restart: bool = False
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Number of values each of the G tokens of a position can take."""
+        """Number of values that each of the G tokens of a position can take."""
         raise NotImplementedError
 
     @property
     def bits_per_position(self) -> float:
         """Information that one position can carry: the sum of log2 of the codebook sizes."""
         return sum(math.log2(size) for size in self.codebook_sizes)
+
+    def forward(self, z: torch.Tensor) -> QuantizerOutput:
+        """Quantize z `(B, in_channels, h, w)` for training: codes with a gradient, and what there is to learn."""
+        raise NotImplementedError
+
+    def encode(self, z: torch.Tensor) -> torch.Tensor:
+        """int64 tokens `(B, G, h, w)` of z `(B, in_channels, h, w)`, any floating dtype. Nothing is learned or counted."""
+        raise NotImplementedError
+
+    def decode(self, indices: torch.Tensor) -> torch.Tensor:
+        """Codes `(B, code_channels, h, w)` of integer tokens `(B, G, h, w)`, fp32."""
+        raise NotImplementedError
+
+    def to_latents(self, indices: torch.Tensor) -> torch.Tensor:
+        """Latents `(B, latent_channels, h, w)` of integer tokens `(B, G, h, w)`, fp32."""
+        return self.decode(indices)
+
+    def nearest(self, latents: torch.Tensor) -> torch.Tensor:
+        """int64 tokens `(B, G, h, w)` whose latents are nearest to the given ones `(B, latent_channels, h, w)`."""
+        raise NotImplementedError
+
+    def lift(self, latents: torch.Tensor) -> torch.Tensor:
+        """Codes of latents as they are, not snapped, fp32; what latents do not show is 0."""
+        return latents.float()
+
+    def snap(self, latents: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Codes of noisy latents `(B, latent_channels, h, w)`, fp32.
+
+        Args:
+            latents: codewords plus an error.
+            noise: standard deviation of the error `(latent_channels,)`, positive: the result is then the mean of the
+                codes given the latents (soft snapping). None for the nearest codeword.
+        """
+        codes = self.decode(self.nearest(latents)) if noise is None else self.posterior_mean(latents, noise)
+        return codes.masked_fill(latents.isnan().any(dim=1, keepdim=True), torch.nan)  # NaN stays visible
+
+    def posterior_mean(self, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Codes `(B, code_channels, h, w)` of least expected squared error, given latents and their noise. See `snap`."""
+        raise ValueError(f"{type(self).__name__} has no soft snapping: use quantize=True or quantize=False")
+
+    def set_frequencies(self, counts: list[torch.Tensor]) -> None:
+        """Take in how often each value of each token occurs, G tensors `(K,)`: the prior of soft snapping."""
+
+    def after_step(self, step: int) -> None:
+        """Called after optimizer step number `step` (from 0), for annealing. State belongs in buffers."""
+
+    def restart(
+        self, unused: list[torch.Tensor], z: torch.Tensor, generator: torch.Generator
+    ) -> list[tuple[str, torch.Tensor]]:
+        """Move codewords that are not in use to where z is.
+
+        Args:
+            unused: for each token a bool mask `(K,)` of values that have not occurred.
+            z: `(B, in_channels, h, w)` of images, the same on all ranks.
+            generator: on the CPU; which vectors are taken.
+
+        Returns:
+            Names of the tensors that changed, each with a bool mask of the entries that did.
+
+        Raises:
+            ValueError: if codewords cannot be moved.
+        """
+        raise ValueError(f"{type(self).__name__} cannot restart codewords: use --restart_dead_codewords 0")
+
+    def _own_tensors(self) -> list[torch.Tensor]:
+        """Parameters and buffers of this module, without those of submodules."""
+        return [tensor for tensor in (*self._parameters.values(), *self._buffers.values()) if tensor is not None]
+
+    def _check(self, x: torch.Tensor, channels: int, name: str) -> None:
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(f"{name} must be (B, {channels}, h, w), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must have a floating dtype, got {x.dtype}")
+
+    def _check_indices(self, indices: torch.Tensor) -> None:
+        tokens = len(self.codebook_sizes)
+        if indices.ndim != 4 or indices.shape[1] != tokens:
+            raise ValueError(f"indices must be (B, {tokens}, h, w), got {tuple(indices.shape)}")
 
 
 def register_quantizer(name: str):
@@ -73,6 +195,7 @@ def register_quantizer(name: str):
         if name in QUANTIZERS:
             raise ValueError(f"quantizer name {name!r} is already taken by {QUANTIZERS[name].__name__}")
         QUANTIZERS[name] = cls
+        FP32_TENSORS.extend(tensor for tensor in cls.fp32_tensors if tensor not in FP32_TENSORS)
         return cls
 
     return register
@@ -86,15 +209,23 @@ def build_quantizer(name: str, latent_channels: int, config: dict | None = None)
             that the quantizer refuses.
     """
     if name not in QUANTIZERS:
-        raise ValueError(f"quantizer ({name!r}) is not registered{_suggest(name, QUANTIZERS)}")
+        raise ValueError(f"quantizer_type ({name!r}) is not registered: {did_you_mean(name, QUANTIZERS)}")
     config = dict(config or {})
-    allowed = list(inspect.signature(QUANTIZERS[name].__init__).parameters)[2:]  # without self and latent_channels
+    parameters = list(inspect.signature(QUANTIZERS[name].__init__).parameters.values())[2:]  # without self, channels
+    allowed = [parameter.name for parameter in parameters]
     for key in config:
         if key not in allowed:
-            raise ValueError(f"quantizer_config has the unknown key {key!r} for {name!r}{_suggest(key, allowed)}")
+            raise ValueError(
+                f"quantizer_config has the unknown key {key!r} for {name!r}: {did_you_mean(key, allowed)}"
+            )
+    for parameter in parameters:
+        if parameter.default is parameter.empty and parameter.name not in config:
+            raise ValueError(f"quantizer_config lacks the key {parameter.name!r}, which {name!r} needs")
     return QUANTIZERS[name](latent_channels, **config)
 
 
-def _suggest(word: str, known) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f": did you mean {close[0]!r}?" if close else f": choose one of {', '.join(sorted(known))}"
+def check_weights(**weights: float) -> None:
+    """ValueError unless each of the named weights is a finite number, 0 or greater."""
+    for name, weight in weights.items():
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"{name} ({weight}) must be a finite number, 0 or greater")

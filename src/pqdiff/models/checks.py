@@ -1,0 +1,50 @@
+"""What `AutoencoderPQ` accepts: images, latents and tokens of the right shape, and a way to quantize.
+
+Every function returns nothing and raises a `ValueError` that names the argument, its value, and what to do.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+
+def check_image(x: torch.Tensor, channels: int, factor: int) -> None:
+    """Whether x is `(B, channels, H, W)` with sides divisible by the factor."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f"image must be (B, {channels}, H, W), got {tuple(x.shape)}")
+    height, width = x.shape[2:]
+    if height % factor or width % factor or not height or not width:
+        smaller = " x ".join(str(max(factor, side // factor * factor)) for side in (height, width))
+        larger = " x ".join(str(max(factor, -(-side // factor) * factor)) for side in (height, width))
+        raise ValueError(
+            f"image size ({height} x {width}) must be divisible by {factor}: crop it to {smaller} or pad it to {larger}"
+        )
+
+
+def check_latents(z: torch.Tensor, channels: int) -> None:
+    """Whether z is `(B, channels, h, w)`."""
+    if z.ndim != 4 or z.shape[1] != channels:
+        raise ValueError(f"latents must be (B, {channels}, h, w), got {tuple(z.shape)}")
+
+
+def check_indices(indices: torch.Tensor, codebook_sizes: Sequence[int]) -> None:
+    """Whether indices are `(B, G, h, w)` and each is in its codebook (values are not looked at while compiling)."""
+    if indices.ndim != 4 or indices.shape[1] != len(codebook_sizes):
+        raise ValueError(f"indices must be (B, {len(codebook_sizes)}, h, w), got {tuple(indices.shape)}")
+    if torch.compiler.is_compiling():
+        return
+    sizes = torch.tensor(codebook_sizes, device=indices.device).view(-1, 1, 1)
+    if bool(((indices < 0) | (indices >= sizes)).any()):
+        raise ValueError(f"indices must be in [0, {max(codebook_sizes)}), got values outside: codes of another model?")
+
+
+def check_quantize(quantize: bool | float, name: str = "quantize") -> None:
+    """Whether `quantize` is True, False or a noise level."""
+    if isinstance(quantize, bool):
+        return
+    if not isinstance(quantize, int | float) or not 0 < quantize < math.inf:
+        raise ValueError(
+            f"{name} ({quantize!r}) must be True (nearest codewords), False (latents as they are) or a positive number, "
+            "the standard deviation of the noise on the latents (soft snapping)"
+        )

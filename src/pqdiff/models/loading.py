@@ -1,0 +1,96 @@
+"""Loads autoencoders by the name of a shipped model, by folder, or by Hub id."""
+
+from os import PathLike
+from pathlib import Path
+
+import diffusers
+from diffusers import ModelMixin
+from safetensors import SafetensorError
+
+from pqdiff.checkpoints import BUNDLED, BUNDLED_PIPELINES, bundled
+from pqdiff.models.autoencoder_pq import AutoencoderPQ
+from pqdiff.suggestions import did_you_mean
+
+_UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, SafetensorError)
+
+
+def load_autoencoder(source: str | PathLike, **kwargs) -> ModelMixin:
+    """An `AutoencoderPQ` or any autoencoder of diffusers, such as `AutoencoderKL`, in eval mode.
+
+    Args:
+        source: name of a shipped tokenizer or pipeline, folder of an autoencoder or of a pipeline, or Hub id
+            (`user/name`) of an autoencoder. A pipeline stands for its `vae`.
+        kwargs: arguments of `from_pretrained`, such as `dtype`.
+
+    Raises:
+        ValueError: in one line that names the source and the fault: there is nothing of that name, it is not an
+            autoencoder, or its files are missing, damaged or incomplete.
+    """
+    return _load("autoencoder", source, (*BUNDLED, *BUNDLED_PIPELINES), kwargs)
+
+
+def load_tokenizer(source: str | PathLike, **kwargs) -> AutoencoderPQ:
+    """An `AutoencoderPQ` in eval mode: as `load_autoencoder`, which refuses other autoencoders here.
+
+    Raises:
+        ValueError: in one line that names the source and the fault.
+    """
+    return _load("model", source, BUNDLED, kwargs, AutoencoderPQ)
+
+
+def _load(
+    argument: str, source: str | PathLike, shipped: tuple[str, ...], kwargs: dict, kind=ModelMixin
+) -> ModelMixin:
+    """The autoencoder at `source`, which must be a `kind`. Errors call the source `argument`."""
+    place = Path(_place(argument, str(source), shipped))
+    if (place / "model_index.json").is_file():
+        place = place / "vae"
+    try:
+        model_class = _class_of(str(place))
+        if not issubclass(model_class, kind):
+            raise ValueError(f"it holds a {model_class.__name__}, not an {kind.__name__}")
+        model, report = model_class.from_pretrained(str(place), output_loading_info=True, **kwargs)
+        _check_weights(report)
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{argument} ({source}) cannot be loaded: {reason[:300]}") from None
+    return model.eval()
+
+
+def _place(argument: str, source: str, shipped: tuple[str, ...]) -> str:
+    """Folder or Hub id of a source."""
+    if source in (*BUNDLED, *BUNDLED_PIPELINES):
+        return bundled(source)
+    if not Path(source).exists() and source.count("/") != 1:
+        raise ValueError(
+            f"{argument} ({source}) is neither a shipped model, nor a folder, nor a Hub id (user/name): "
+            f"{did_you_mean(source, shipped)}"
+        )
+    return source
+
+
+def _class_of(place: str) -> type[ModelMixin]:
+    """Class of the autoencoder that a configuration names.
+
+    Raises:
+        OSError: if there is no configuration.
+        ValueError: if it does not name an autoencoder.
+    """
+    config = AutoencoderPQ.load_config(place)
+    if not isinstance(config, dict):
+        raise ValueError(f"its config.json must hold a JSON object, holds a {type(config).__name__}")
+    name = str(config.get("_class_name", "model of unknown class"))
+    if name == AutoencoderPQ.__name__:
+        return AutoencoderPQ
+    model_class = getattr(diffusers, name, None)
+    if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin) and hasattr(model_class, "decode")):
+        raise ValueError(f"it holds a {name}, not an AutoencoderPQ or another autoencoder")
+    return model_class
+
+
+def _check_weights(report: dict) -> None:
+    """ValueError if the weights are not exactly those of the model: diffusers would leave random ones and only log it."""
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report.get(problem):
+            names = ", ".join(map(str, sorted(report[problem], key=str)))
+            raise ValueError(f"its weights have {problem.replace('_', ' ')}: {names}")

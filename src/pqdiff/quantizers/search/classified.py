@@ -1,0 +1,177 @@
+"""Search for classified product quantizers: of the likeliest classes of every vector, the one that reconstructs it best.
+
+Operators that are opaque to `torch.compile` and `torch.export`. Vectors are searched in blocks of one fixed size, so
+the tokens of a vector depend on neither the batch, nor the image, nor the tile that it comes in.
+"""
+
+import torch
+
+from pqdiff.quantizers.search.codeword_statistics import look_up
+from pqdiff.quantizers.search.nearest import nearest_codewords
+
+_BLOCK = 256
+_BLOCK_ACCELERATOR = 4096
+
+
+@torch.library.custom_op("pqdiff::classify", mutates_args=())
+def classify(
+    z: torch.Tensor,
+    rotations: torch.Tensor,
+    log_scales: torch.Tensor,
+    log_variances: torch.Tensor,
+    codebooks: torch.Tensor,
+    candidates: int,
+) -> torch.Tensor:
+    """Class of every vector, and its tokens relative to that class.
+
+    Args:
+        z: vectors `(B, P, N)` fp32.
+        rotations: orthonormal bases `(bases, M, P)`; class k has basis k // (K / bases).
+        log_scales: logs of the units of every class's coefficients `(K, M)`.
+        log_variances: logs of the variances `(K, M + 1)` of each coefficient and of one that is left out, for likelihoods.
+        codebooks: codewords of the coefficients in those units `(S - 1, K, D)` with (S - 1) D = M, D after D.
+        candidates: number of the likeliest classes that are tried.
+
+    Returns:
+        int64 tokens `(B, S, N)`, the class first.
+    """
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        search = _BlockSearch(rotations, log_scales, log_variances, codebooks, candidates)
+        block = _BLOCK if z.device.type == "cpu" else _BLOCK_ACCELERATOR
+        batch, components, number = z.shape
+        flat = z.detach().float().transpose(0, 1).reshape(components, batch * number)  # (P, B N)
+        tokens = torch.empty((len(codebooks) + 1, batch * number), dtype=torch.int64, device=z.device)
+        for start in range(0, batch * number, block):
+            part = flat[:, start : start + block]
+            padded = flat.new_zeros(components, block)
+            padded[:, : part.shape[1]] = part
+            tokens[:, start : start + block] = search(padded)[:, : part.shape[1]]
+        return tokens.view(len(tokens), batch, number).transpose(0, 1).contiguous()
+
+
+@classify.register_fake
+def _(z, rotations, log_scales, log_variances, codebooks, candidates):
+    return z.new_empty((z.shape[0], len(codebooks) + 1, z.shape[2]), dtype=torch.int64)
+
+
+class ClassLikelihoods:
+    """Under which classes vectors are likely, each class a Gaussian in its basis.
+
+    Args:
+        rotations: `(bases, M, P)`, fp32.
+        log_variances: `(K, M + 1)`.
+    """
+
+    def __init__(self, rotations: torch.Tensor, log_variances: torch.Tensor):
+        bases, width, components = rotations.shape
+        log_variances = log_variances.float()
+        self.precisions = (-log_variances).exp().unflatten(0, (bases, -1))  # (bases, K / bases, M + 1)
+        left_out = components - width
+        self.log_determinants = log_variances[:, :-1].sum(dim=1) + left_out * log_variances[:, -1]  # (K,)
+
+    def likeliest(self, everywhere: torch.Tensor, energy: torch.Tensor, number: int) -> torch.Tensor:
+        """The likeliest classes `(number, n)`, the likeliest first, of vectors with coefficients `(bases, M, n)` in all
+        bases and squared lengths `(n,)`."""
+        bases, width, n = everywhere.shape
+        squares = everywhere.new_empty(bases, width + 1, n)
+        torch.square(everywhere, out=squares[:, :width])
+        squares[:, width] = (energy - squares[:, :width].sum(dim=1)).clamp_min_(0)  # what is left out of the basis
+        costs = torch.bmm(self.precisions, squares).flatten(0, 1).add_(self.log_determinants[:, None])  # (K, n)
+        return costs.topk(number, dim=0, largest=False).indices
+
+
+class _BlockSearch:
+    """The search, with everything that does not depend on the vectors."""
+
+    def __init__(self, rotations, log_scales, log_variances, codebooks, candidates):
+        self.rotations, self.codebooks, self.candidates = rotations.float(), codebooks.float(), candidates
+        self.scales = log_scales.float().exp().T.contiguous()  # (M, K)
+        self.likelihoods = ClassLikelihoods(self.rotations, log_variances)
+
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
+        """Tokens `(S, n)` of vectors `(P, n)`."""
+        everywhere = torch.matmul(self.rotations, z)  # (bases, M, n): coefficients in every basis
+        energy = z.square().sum(dim=0)  # (n,)
+        classes = self.likelihoods.likeliest(everywhere, energy, self.candidates)  # (c, n)
+        basis = (classes // (self.scales.shape[1] // len(self.rotations)))[:, None].expand(-1, everywhere.shape[1], -1)
+        coefficients = everywhere.gather(0, basis)  # (c, M, n)
+        scales = torch.stack([self.scales.index_select(1, row) for row in classes])  # (c, M, n)
+        relative = (coefficients / scales).unflatten(1, (len(self.codebooks), -1))  # (c, S - 1, D, n)
+        indices = nearest_codewords(relative, self.codebooks)  # (c, S - 1, n)
+        decoded = look_up(self.codebooks, indices).flatten(1, 2).mul_(scales)
+        # |x|^2 - 2 x y + |y|^2 in the units of z
+        error = energy + (decoded - 2 * coefficients).mul_(decoded).sum(dim=1)  # (c, n)
+        best = error.argmin(dim=0, keepdim=True)  # (1, n), the likelier of equals
+        tokens = indices.gather(0, best[:, None].expand(-1, indices.shape[1], -1))[0]  # (S - 1, n)
+        return torch.cat([classes.gather(0, best), tokens])
+
+
+@torch.library.custom_op("pqdiff::rotate", mutates_args=())
+def rotate(z: torch.Tensor, basis: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
+    """Every vector times the matrix that its number names; differentiable in vectors and matrices.
+
+    Args:
+        z: vectors `(B, I, N)` fp32.
+        basis: int64 numbers `(B, N)` of matrices.
+        rotations: matrices `(bases, O, I)` fp32.
+
+    Returns:
+        Vectors `(B, O, N)` fp32.
+    """
+    batch, inputs, number = z.shape
+    flat = z.transpose(0, 1).reshape(inputs, batch * number)
+    result = flat.new_empty(rotations.shape[1], batch * number)
+    with torch.autocast(z.device.type, enabled=False):
+        for matrix, columns in zip(rotations, _columns(basis, len(rotations)), strict=True):
+            result[:, columns] = matrix @ flat[:, columns]
+    return result.view(len(result), batch, number).transpose(0, 1).contiguous()
+
+
+@rotate.register_fake
+def _(z, basis, rotations):
+    return z.new_empty((z.shape[0], rotations.shape[1], z.shape[2]))
+
+
+@torch.library.custom_op("pqdiff::sum_outer_products", mutates_args=())
+def sum_outer_products(upstream: torch.Tensor, z: torch.Tensor, basis: torch.Tensor, bases: int) -> torch.Tensor:
+    """For each number in `basis`, the sum of upstream z^T over its vectors: the gradient of the matrices of `rotate`.
+
+    Args:
+        upstream: vectors `(B, O, N)` fp32.
+        z: vectors `(B, I, N)` fp32.
+        basis: int64 numbers `(B, N)`, less than `bases`.
+
+    Returns:
+        `(bases, O, I)` fp32.
+    """
+    rows, upstream = (x.transpose(0, 1).flatten(1) for x in (z, upstream))  # (I, B N), (O, B N)
+    with torch.autocast(z.device.type, enabled=False):
+        return torch.stack([upstream[:, each] @ rows[:, each].T for each in _columns(basis, bases)])
+
+
+@sum_outer_products.register_fake
+def _(upstream, z, basis, bases):
+    return z.new_empty((bases, upstream.shape[1], z.shape[1]))
+
+
+def _columns(basis: torch.Tensor, bases: int) -> tuple[torch.Tensor, ...]:
+    """Positions of each number in `basis`, flat."""
+    order = basis.flatten().argsort(stable=True)
+    return order.split(torch.bincount(basis.flatten(), minlength=bases).tolist())
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, gradient):
+    z, basis, rotations = ctx.saved_tensors
+    gradient = gradient.contiguous()
+    grad_z = rotate(gradient, basis, rotations.transpose(1, 2).contiguous()) if ctx.needs_input_grad[0] else None
+    grad_rotations = None
+    if ctx.needs_input_grad[2]:
+        grad_rotations = sum_outer_products(gradient, z, basis, len(rotations))
+    return grad_z, None, grad_rotations
+
+
+rotate.register_autograd(_backward, setup_context=_save_for_backward)

@@ -1,0 +1,87 @@
+"""Nearest-codeword search in C++ (search.cpp), for CPUs of machines that have a compiler. Optional."""
+
+import ctypes
+import functools
+import threading
+
+import torch
+
+from pqdiff.quantizers.search.native_build import NativeUnavailable, load_library
+
+_WORK_PER_THREAD = 2**20  # terms of distances that take about as long as starting a thread
+_lock = threading.Lock()
+
+
+def why_not() -> str | None:
+    """None if this search can be used, else the reason in one line. Builds the library on the first call."""
+    with _lock:
+        return _load()[1]
+
+
+def nearest(z: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
+    """int64 indices `(B, S, N)` of CPU tensors z `(B, S, D, N)` of any floating dtype and codebooks `(S, K, D)` fp32."""
+    indices = torch.empty((z.shape[0], z.shape[1], z.shape[3]), dtype=torch.int64)
+    _search(_load()[0], z.float(), codebooks.contiguous(), indices)
+    return indices
+
+
+def quantize(z: torch.Tensor, codebooks: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Same as `codeword_statistics.quantize`, but search and statistics take one pass over the data."""
+    x = z.float()
+    num_subspaces, codebook_size, dim = codebooks.shape
+    z_q = torch.empty(z.shape, dtype=torch.float32)
+    indices = torch.empty((z.shape[0], z.shape[1], z.shape[3]), dtype=torch.int64)
+    counts = torch.zeros((num_subspaces, codebook_size), dtype=torch.int32)
+    residual_sums = torch.zeros((num_subspaces, codebook_size, dim))
+    squared_errors = torch.zeros(num_subspaces, dtype=torch.float64)
+    _search(_load()[0], x, codebooks.contiguous(), indices, z_q, counts, residual_sums, squared_errors)
+    return z_q.to(z.dtype), indices, counts, residual_sums, squared_errors.sum().float()
+
+
+@functools.cache
+def _load():
+    """`(function, None)`, or `(None, reason)`."""
+    try:
+        function = load_library().pqdiff_search
+    except (NativeUnavailable, AttributeError) as error:
+        return None, str(error)
+    pointer = ctypes.c_void_p
+    sizes = ctypes.POINTER(ctypes.c_int64)
+    function.argtypes = [pointer, sizes, sizes, pointer, pointer, pointer, pointer, pointer, pointer, ctypes.c_int]
+    function.restype = ctypes.c_int
+    for dim in (1, 2, 20):
+        if not _is_right(function, dim):
+            return None, f"the compiled search gives wrong indices at D = {dim}: the compiler has a fault"
+    return function, None
+
+
+def _is_right(function, dim: int) -> bool:
+    """Whether a small problem with a known answer, which has ties, is solved correctly."""
+    z = (torch.arange(2 * dim * 37, dtype=torch.float32) * 7 % 11).view(1, 2, dim, 37)
+    codebooks = (torch.arange(2 * 35 * dim, dtype=torch.float32) * 5 % 9).view(2, 35, dim)
+    indices = torch.empty((1, 2, 37), dtype=torch.int64)
+    _search(function, z, codebooks, indices)
+    distances = (z.unsqueeze(2) - codebooks[..., None]).square().sum(3)  # (1, 2, K, N) whole numbers, so this is exact
+    countdown = torch.arange(35, 0, -1)[:, None]
+    lowest = ((distances == distances.amin(2, keepdim=True)) * countdown).argmax(2)
+    return torch.equal(indices, lowest)
+
+
+def _search(function, z, codebooks, indices, *outputs) -> None:
+    if not indices.numel():
+        return
+    batch, num_subspaces, dim, num_positions = z.shape
+    codebook_size = codebooks.shape[1]
+    threads = max(1, min(torch.get_num_threads(), z.numel() * codebook_size // _WORK_PER_THREAD))
+    pointers = [output.data_ptr() for output in outputs] or [None] * 4
+    failed = function(
+        z.data_ptr(),
+        (ctypes.c_int64 * 4)(*z.stride()),
+        (ctypes.c_int64 * 5)(batch, num_subspaces, dim, num_positions, codebook_size),
+        codebooks.data_ptr(),
+        indices.data_ptr(),
+        *pointers,
+        threads,
+    )
+    if failed:
+        raise MemoryError("not enough memory to search the codebooks")

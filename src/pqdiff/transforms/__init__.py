@@ -1,0 +1,16 @@
+"""Images to what a quantizer codes, and codes to images."""
+
+from pqdiff.transforms.base import TRANSFORMS, Transform, build_transform, register_transform
+from pqdiff.transforms.conv import ConvTransform
+from pqdiff.transforms.patch import PatchTransform
+from pqdiff.transforms.sums import SumTransform
+
+__all__ = [
+    "TRANSFORMS",
+    "ConvTransform",
+    "PatchTransform",
+    "SumTransform",
+    "Transform",
+    "build_transform",
+    "register_transform",
+]

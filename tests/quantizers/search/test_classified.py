@@ -1,0 +1,174 @@
+"""Search for classified product quantizers, against densities of torch and a search of one vector and class at a time."""
+
+import pytest
+import torch
+
+from pqdiff.quantizers.search.classified import ClassLikelihoods, classify, rotate, sum_outer_products
+
+CLASSES, BASES, COMPONENTS, SUBSPACES, CODEWORDS, DIM = 6, 3, 10, 2, 16, 4
+WIDTH = SUBSPACES * DIM  # coefficients in a basis; the other components are left out
+
+
+def tables(seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Rotations, log scales, log variances, codebooks."""
+    generator = torch.Generator().manual_seed(seed)
+    rotations = torch.linalg.qr(torch.randn(BASES, COMPONENTS, WIDTH, generator=generator)).Q.mT.contiguous()
+    log_scales = 0.7 * torch.randn(CLASSES, WIDTH, generator=generator)
+    log_variances = torch.randn(CLASSES, WIDTH + 1, generator=generator)
+    return rotations, log_scales, log_variances, torch.randn(SUBSPACES, CODEWORDS, DIM, generator=generator)
+
+
+def vectors(batch: int, number: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(batch, COMPONENTS, number, generator=torch.Generator().manual_seed(seed))
+
+
+def log_densities(rows: torch.Tensor, rotations: torch.Tensor, log_variances: torch.Tensor) -> torch.Tensor:
+    """Log-density `(K, N)` in double precision of rows `(N, P)` under the Gaussian of every class."""
+    result = []
+    for k in range(CLASSES):
+        rotation, variances = rotations[k // (CLASSES // BASES)].double(), log_variances[k].double().exp()
+        inside = rotation.T @ torch.diag(variances[:-1]) @ rotation
+        outside = variances[-1] * (torch.eye(COMPONENTS).double() - rotation.T @ rotation)
+        normal = torch.distributions.MultivariateNormal(torch.zeros(COMPONENTS).double(), inside + outside)
+        result.append(normal.log_prob(rows.double()))
+    return torch.stack(result)
+
+
+def tokens_one_by_one(z: torch.Tensor, candidates: int) -> torch.Tensor:
+    """Tokens `(B, S, N)`: every class codes every vector in double precision, and the best of the likeliest is taken."""
+    rotations, log_scales, log_variances, codebooks = tables()
+    result = torch.empty(len(z), SUBSPACES + 1, z.shape[2], dtype=torch.int64)
+    for b in range(len(z)):
+        likeliest = log_densities(z[b].T, rotations, log_variances).topk(candidates, dim=0).indices
+        for n in range(z.shape[2]):
+            x, best = z[b, :, n].double(), torch.inf
+            for k in likeliest[:, n].tolist():
+                rotation, scales = rotations[k // (CLASSES // BASES)].double(), log_scales[k].double().exp()
+                relative = (rotation @ x / scales).unflatten(0, (SUBSPACES, DIM))
+                nearest = [int((codebooks[s] - relative[s]).square().sum(1).argmin()) for s in range(SUBSPACES)]
+                decoded = torch.cat([codebooks[s, i].double() for s, i in enumerate(nearest)])
+                error = float((rotation.T @ (decoded * scales) - x).square().sum())
+                if error < best:
+                    best, result[b, :, n] = error, torch.tensor([k, *nearest])
+    return result
+
+
+def test_likeliest_classes_are_those_of_the_gaussian_density():
+    rotations, _, log_variances, _ = tables()
+    rows = vectors(1, 200)[0].T
+    everywhere, energy = torch.matmul(rotations, rows.T), rows.square().sum(dim=1)
+    found = ClassLikelihoods(rotations, log_variances).likeliest(everywhere, energy, 3)
+    assert torch.equal(found, log_densities(rows, rotations, log_variances).topk(3, dim=0).indices)
+
+
+@pytest.mark.parametrize("candidates", [1, 2, CLASSES])
+def test_the_candidate_that_reconstructs_best_is_taken(candidates):
+    z = vectors(2, 40)
+    found = classify(z, *tables(), candidates)
+    assert found.dtype == torch.int64
+    assert torch.equal(found, tokens_one_by_one(z, candidates))
+    assert len(found[:, 0].unique()) > 2
+
+
+def test_tokens_depend_neither_on_the_batch_nor_on_the_position_nor_on_the_number_of_vectors():
+    """300 vectors are two blocks, of which the second is padded."""
+    z = vectors(1, 300)
+    expected = classify(z, *tables(), 3)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(classify(z[:, :, order], *tables(), 3), expected[:, :, order])
+    as_batch = z.unflatten(2, (3, 100))[0].movedim(1, 0)  # (3, P, 100), not contiguous
+    assert torch.equal(classify(as_batch, *tables(), 3), expected[0].unflatten(1, (3, 100)).movedim(1, 0))
+    for start, stop in ((0, 1), (299, 300), (17, 30), (0, 256), (20, 277)):
+        assert torch.equal(classify(z[:, :, start:stop], *tables(), 3), expected[:, :, start:stop])
+
+
+def test_no_vectors_give_no_tokens():
+    z, basis = vectors(2, 0), torch.zeros(2, 0, dtype=torch.int64)
+    assert classify(z, *tables(), 3).shape == (2, SUBSPACES + 1, 0)
+    assert rotate(z, basis, tables()[0]).shape == (2, WIDTH, 0)
+
+
+def test_a_vector_with_nan_gets_tokens_that_exist_and_disturbs_no_other():
+    z = vectors(1, 30)
+    expected = classify(z, *tables(), 3)
+    z[0, 4, 7] = torch.nan
+    z[0, :, 20] = torch.nan
+    found = classify(z, *tables(), 3)
+    clean = ~z.isnan().any(dim=1)[0]
+    assert torch.equal(found[..., clean], expected[..., clean])
+    assert ((found[:, 0] >= 0) & (found[:, 0] < CLASSES)).all()
+    assert ((found[:, 1:] >= 0) & (found[:, 1:] < CODEWORDS)).all()
+
+
+def test_autocast_changes_neither_tokens_nor_rotated_vectors():
+    z, basis = vectors(1, 50), torch.arange(50)[None] % BASES
+    expected = classify(z, *tables(), 3), rotate(z, basis, tables()[0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = classify(z, *tables(), 3), rotate(z, basis, tables()[0])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+
+def rotation_problem(batch: int = 2, number: int = 5) -> tuple[torch.Tensor, ...]:
+    """Vectors, their bases (never the last) and matrices, in double precision."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(batch, 4, number, generator=generator, dtype=torch.float64)
+    basis = torch.randint(BASES - 1, (batch, number), generator=generator)
+    return z, basis, torch.randn(BASES, 3, 4, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_every_vector_is_multiplied_by_its_own_matrix(batch):
+    z, basis, rotations = rotation_problem(batch)
+    found = rotate(z, basis, rotations)
+    assert found.is_contiguous()
+    for b in range(batch):
+        for n in range(5):
+            torch.testing.assert_close(found[b, :, n], rotations[basis[b, n]] @ z[b, :, n])
+
+
+def test_a_vector_with_nan_disturbs_no_other_when_it_is_rotated():
+    z, basis, rotations = rotation_problem()
+    expected = rotate(z, basis, rotations)
+    z[1, 2, 3] = torch.nan
+    found = rotate(z, basis, rotations)
+    assert found[1, :, 3].isnan().all()
+    found[1, :, 3] = expected[1, :, 3]
+    assert torch.equal(found, expected)
+
+
+def test_gradients_of_rotate_are_those_of_finite_differences():
+    z, basis, rotations = rotation_problem()
+    inputs = z.requires_grad_(), rotations.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z, rotations: rotate(z, basis, rotations), inputs)
+
+
+def test_gradients_of_rotate_are_those_of_masked_products():
+    """In fp32, for a gradient that is not contiguous, and for each input alone."""
+    z, basis, rotations = (x.float() if x.is_floating_point() else x for x in rotation_problem())
+    upstream = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(1)).transpose(1, 2)
+    masks = torch.nn.functional.one_hot(basis, BASES).float()  # (B, N, bases)
+    inputs = z.clone().requires_grad_(), rotations.clone().requires_grad_()
+    expected = torch.autograd.grad(torch.einsum("koi,bin,bnk->bon", inputs[1], inputs[0], masks), inputs, upstream)
+    found = torch.autograd.grad(rotate(inputs[0], basis, inputs[1]), inputs, upstream)
+    torch.testing.assert_close(found, expected)
+    assert (found[1][-1] == 0).all()  # no vector has the last basis
+    alone = torch.autograd.grad(rotate(inputs[0], basis, rotations), inputs[0], upstream)[0]
+    torch.testing.assert_close(alone, expected[0])
+    alone = torch.autograd.grad(rotate(z, basis, inputs[1]), inputs[1], upstream)[0]
+    torch.testing.assert_close(alone, expected[1])
+
+
+def test_outer_products_are_summed_over_the_vectors_of_each_basis():
+    z, basis, _ = rotation_problem(number=20)
+    upstream = torch.randn(2, 3, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    masks = torch.nn.functional.one_hot(basis, BASES).double()
+    found = sum_outer_products(upstream, z, basis, BASES)
+    torch.testing.assert_close(found, torch.einsum("bon,bin,bnk->koi", upstream, z, masks))
+    assert (found[-1] == 0).all()
+
+
+def test_operators_are_well_formed_for_compilers():
+    z, basis, rotations = (x.float() if x.is_floating_point() else x for x in rotation_problem())
+    torch.library.opcheck(classify, (vectors(2, 5), *tables(), 3))
+    torch.library.opcheck(rotate, (z.requires_grad_(), basis, rotations.requires_grad_()))
+    torch.library.opcheck(sum_outer_products, (torch.randn(2, 3, 5), z.detach(), basis, BASES))

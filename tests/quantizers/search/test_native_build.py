@@ -1,0 +1,159 @@
+"""The native search is built once, on first use. After any failure the plain search is used."""
+
+import logging
+import platform
+import threading
+
+import pytest
+import torch
+
+from pqdiff.quantizers.search import backends
+from pqdiff.quantizers.search import native as search_native
+from pqdiff.quantizers.search import native_build as build
+from pqdiff.quantizers.search import plain as search_plain
+from pqdiff.quantizers.search.nearest import nearest_codewords
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and a process that has not looked for the library yet."""
+    monkeypatch.setenv("PQDIFF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
+    search_native._load.cache_clear()
+    backends._report.cache_clear()
+    yield tmp_path / "cache"
+    search_native._load.cache_clear()
+
+
+@pytest.fixture
+def compiler():
+    try:
+        return build.find_compiler()
+    except build.NativeUnavailable as error:
+        pytest.skip(str(error))
+
+
+def libraries(cache):
+    return sorted(path.name for path in cache.glob("*.so"))
+
+
+def assert_falls_back(caplog, message, level=logging.WARNING):
+    """Three searches are right and by plain torch, with one log line."""
+    torch.manual_seed(0)
+    z, codebooks = torch.randn(1, 2, 2, 9), torch.randn(2, 20, 2)
+    with caplog.at_level(level, logger="pqdiff"):
+        for _ in range(3):
+            assert backends.backend_name(CPU) == "plain"
+            assert torch.equal(nearest_codewords(z, codebooks), search_plain.nearest(z, codebooks))
+    records = [record for record in caplog.records if record.name.startswith("pqdiff")]
+    assert [record.levelno for record in records] == [level]
+    assert message in caplog.text
+    assert len(records[0].getMessage().splitlines()) == 1
+
+
+def test_it_is_built_once_and_then_loaded(cache, compiler, monkeypatch):
+    assert search_native.why_not() is None
+    (name,) = libraries(cache)
+    changed = (cache / name).stat().st_mtime_ns
+    search_native._load.cache_clear()
+    monkeypatch.setattr(build, "_compile", None)  # a second build would fail
+    assert search_native.why_not() is None
+    assert (cache / name).stat().st_mtime_ns == changed
+
+
+def test_parallel_builds_leave_one_whole_library(cache, compiler):
+    loaded = []
+    threads = [threading.Thread(target=lambda: loaded.append(build.load_library())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [library.pqdiff_search is not None for library in loaded] == [True] * 3
+    assert libraries(cache) == [build.library_name(compiler)]
+
+
+def test_a_damaged_library_is_built_again(cache, compiler):
+    cache.mkdir()
+    path = cache / build.library_name(compiler)
+    path.write_bytes(b"not a library")
+    assert search_native.why_not() is None
+    assert path.stat().st_size > 1000
+
+
+def test_the_name_changes_with_source_compiler_and_machine(compiler, monkeypatch, tmp_path):
+    names = {build.library_name(compiler), build.library_name([*compiler, "-g"])}
+    monkeypatch.setattr(build, "_cpu_flags", lambda: "another machine")
+    names.add(build.library_name(compiler))
+    changed = tmp_path / "search.cpp"
+    changed.write_text(build.SOURCE.read_text() + "\n")
+    monkeypatch.setattr(build, "SOURCE", changed)
+    names.add(build.library_name(compiler))
+    assert len(names) == 4
+
+
+def test_without_a_compiler_the_plain_search_is_used_quietly(cache, monkeypatch, caplog):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert_falls_back(caplog, "no C++ compiler", logging.INFO)
+
+
+def test_a_compiler_that_fails_is_reported(cache, tmp_path, monkeypatch, caplog):
+    script = tmp_path / "my-compiler"
+    script.write_text("#!/bin/sh\necho 'search.cpp:1: error: what is this?' >&2\necho more >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    assert_falls_back(caplog, "error: what is this?")
+    assert libraries(cache) == []  # nothing half-made is left
+
+
+def test_a_compiler_that_writes_nonsense_is_reported(cache, tmp_path, monkeypatch, caplog):
+    script = tmp_path / "my-compiler"
+    script.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\necho nonsense > "$2"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    assert_falls_back(caplog, "native cannot be used")
+    assert libraries(cache) == []
+
+
+def test_a_compiled_search_with_wrong_answers_is_not_used(cache, compiler, tmp_path, monkeypatch, caplog):
+    source = tmp_path / "search.cpp"
+    text = build.SOURCE.read_text()
+    source.write_text(text.replace("__builtin_ctz(bits)", "(31 - __builtin_clz(bits))"))  # highest index on ties
+    assert source.read_text() != text
+    monkeypatch.setattr(build, "SOURCE", source)
+    assert_falls_back(caplog, "the compiled search gives wrong indices")
+
+
+def test_a_cache_that_cannot_be_written_is_reported(cache, compiler, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PQDIFF_CACHE", str(tmp_path / "file" / "cache"))
+    assert_falls_back(caplog, "Not a directory")
+
+
+def test_the_cache_is_where_the_user_keeps_caches(monkeypatch, tmp_path):
+    monkeypatch.delenv("PQDIFF_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert build.cache_folder() == tmp_path / "pqdiff"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert build.cache_folder() == tmp_path / ".cache" / "pqdiff"
+
+
+VECTOR_FLAGS = {"portable": [], "avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx512f", "-mfma"]}
+CPU_FLAGS = build._cpu_flags().split()
+
+
+@pytest.mark.parametrize("width", VECTOR_FLAGS)
+def test_every_vector_width_gives_the_same_codes(cache, compiler, monkeypatch, width):
+    needed = {"portable": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "fma"]}[width]
+    if not set(needed) <= set(CPU_FLAGS) or (needed and platform.machine() not in ("x86_64", "AMD64")):
+        pytest.skip(f"this CPU has no {width}")
+    monkeypatch.setattr(build, "OPTIONAL_FLAGS", [VECTOR_FLAGS[width]])
+    assert search_native.why_not() is None
+    torch.manual_seed(0)
+    for dim in (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 40):
+        z, codebooks = 10 + 0.1 * torch.randn(2, 3, dim, 75), 10 + 0.1 * torch.randn(3, 53, dim)
+        z[0, 0, 0, 3], z[0, 1, 0, 3] = torch.nan, torch.inf
+        assert torch.equal(search_native.nearest(z, codebooks), search_plain.nearest(z, codebooks))
