@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all."""
+"""Write files and folders so that they appear complete or not at all."""
 
 import contextlib
 import os
@@ -10,7 +10,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path` only if the block succeeds."""
+    """Give the block a temporary path beside `path` to write to; if the block succeeds, that file becomes `path`.
+
+    An existing file is replaced; if the block fails, it stays as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
@@ -27,7 +30,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `path` to fill; it becomes `path` only if the block succeeds.
+    """Give the block a temporary folder beside `path` to fill; if the block succeeds, that folder becomes `path`.
 
     Raises:
         ValueError: if `path` exists and is not an empty folder.
@@ -38,10 +41,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield temporary
-        for entry in (
-            temporary,
-            *temporary.rglob("*"),
-        ):  # libraries that write through temporary files keep them private
+        # Temporary files and folders are private, also those through which other libraries write.
+        for entry in (temporary, *temporary.rglob("*")):
             entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
         if path.exists():
             path.rmdir()
@@ -52,10 +53,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def check_new_folder(path: str | Path) -> None:
-    """ValueError if `path` exists and is not an empty folder."""
+    """Check that a folder can be written to `path`.
+
+    Raises:
+        ValueError: if `path` exists and is not an empty folder.
+    """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path}: exists already; choose another name or remove it")
+        raise ValueError(f"{path}: exists already; choose another name, or remove it")
 
 
 def _umask() -> int:
