@@ -1,4 +1,4 @@
-"""Who may import whom, what importing costs, and what it prints."""
+"""Which room may import which, what importing costs, and what it prints."""
 
 import ast
 import subprocess
@@ -10,23 +10,43 @@ import pytest
 import pqdiff
 
 PACKAGE = Path(pqdiff.__file__).parent
-# Each room may import itself and those named; "" is the package's own __init__.
+# Modules beside the rooms. They import nothing of pqdiff, and every room may import them.
+SINGLE_FILES = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+# From the lowest layer to the highest: each room may import itself and those named. "" is the package's own __init__.
 ALLOWED = {
-    "quantizers": set(),
-    "models": {"quantizers"},
-    "losses": set(),
     "checkpoints": set(),
+    "quantizers": set(),
+    "transforms": {"quantizers"},
     "data": set(),
+    # Inference: no losses, metrics, data, fitting or trainers.
+    "models": {"quantizers", "transforms", "checkpoints"},
+    "adaptation": {"models"},
+    "pipelines": {"models", "adaptation", "checkpoints"},
+    "losses": {"models"},
     "metrics": {"models", "data"},
-    "pipelines": {"models", "checkpoints"},
-    # Training saves its result with a card and pushes it: the one place where it looks up.
-    "training": {"quantizers", "models", "losses", "metrics", "data", "pipelines", "hub"},
-    "hub": {"models", "checkpoints", "pipelines"},
-    "cli": {"quantizers", "models", "data", "metrics", "hub", "checkpoints", "pipelines"},
+    "fitting": {"quantizers", "transforms", "models", "data"},
+    "hub": {"models", "pipelines", "adaptation", "metrics", "checkpoints"},
+    "training": {
+        *("quantizers", "transforms", "models", "losses", "metrics", "data", "fitting", "adaptation", "pipelines"),
+        *("checkpoints", "hub"),  # a trainer finds models, and publishes its result with a card
+    },
+    "cli": {"quantizers", "models", "data", "metrics", "fitting", "hub", "checkpoints", "pipelines"},
     "": {"models", "checkpoints", "pipelines"},
 }
 ALLOWED_OUTSIDE = {"quantizers": {"torch", "triton"}, "checkpoints": set()}
 ROOMS = sorted({path.relative_to(PACKAGE).parts[0] for path in PACKAGE.glob("*/**/*.py")} | {""})
+HEAVY = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "numpy",
+    "PIL",
+    "datasets",
+    "matplotlib",
+    "accelerate",
+    "huggingface_hub",
+)
+OPTIONAL = ("skimage", "matplotlib", "datasets", "torchvision", "torch_fidelity", "triton", "peft", "tensorboard")
 
 
 def imports_of(path: Path) -> tuple[set[str], set[str]]:
@@ -57,23 +77,58 @@ def test_imports_point_down(room):
     assert paths
     for path in paths:
         inside, outside = imports_of(path)
-        assert inside <= ALLOWED[room] | {room}, f"{path.relative_to(PACKAGE)} imports {inside}"
+        above = inside - ALLOWED[room] - SINGLE_FILES - {room}
+        assert not above, f"{path.relative_to(PACKAGE)} imports {above}"
         if room in ALLOWED_OUTSIDE:
             assert outside <= ALLOWED_OUTSIDE[room], f"{path.relative_to(PACKAGE)} imports {outside}"
 
 
-def test_import_prints_nothing_and_leaves_optional_packages_alone():
-    code = (
-        "import sys, pqdiff; "
-        "loud = {'skimage', 'matplotlib', 'datasets', 'gradio', 'torchvision', 'torch_fidelity', 'triton'}; "
-        "loud &= set(sys.modules); "
-        "assert not loud, loud; assert 'pqdiff.cli' not in sys.modules"
-    )
-    result = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning:pqdiff", "-c", code], capture_output=True, text=True
-    )
+@pytest.mark.parametrize("name", sorted(SINGLE_FILES))
+def test_a_module_beside_the_rooms_imports_no_room(name):
+    inside, _ = imports_of(PACKAGE / f"{name}.py")
+    assert not inside
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-W", "error::UserWarning:pqdiff", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == ""
+    return result
+
+
+def test_importing_the_package_loads_nothing_heavy_and_prints_nothing():
+    result = run(f"import sys, pqdiff; loaded = set({HEAVY}) & set(sys.modules); assert not loaded, loaded")
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+def test_what_needs_no_torch_does_not_load_it():
+    light = ("checkpoints", "suggestions", "devices", "registration", "models.presets", "cli")
+    modules = ", ".join(f"pqdiff.{name}" for name in light)
+    run(f"import sys, {modules}; loaded = set({HEAVY}) & set(sys.modules); assert not loaded, loaded")
+
+
+def test_using_the_classes_loads_no_optional_package():
+    """Except those that torch, diffusers and transformers load themselves: torch loads Triton where it is installed."""
+    run(
+        "import sys\n"
+        "from diffusers import AutoencoderKL, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline\n"
+        "before = set(sys.modules)\n"
+        "import pqdiff\n"
+        "assert all(getattr(pqdiff, name) is not None for name in pqdiff.__all__)\n"
+        f"loaded = set({OPTIONAL}) & (set(sys.modules) - before)\n"
+        "assert not loaded, loaded\n"
+        "assert 'pqdiff.cli' not in sys.modules and 'pqdiff.training' not in sys.modules"
+    )
+
+
+def test_every_public_name_exists_and_no_other():
+    assert set(pqdiff.__all__) <= set(dir(pqdiff))
+    for name in pqdiff.__all__:
+        assert getattr(pqdiff, name) is getattr(pqdiff, name)
+    with pytest.raises(AttributeError, match="'pqdiff' has no attribute 'AutoencoderQP'"):
+        pqdiff.AutoencoderQP  # noqa: B018
+    with pytest.raises(AttributeError, match=r"'pqdiff\.models' has no attribute 'AutoencoderQP'"):
+        pqdiff.models.AutoencoderQP  # noqa: B018
 
 
 def test_version_is_the_one_of_the_package():

@@ -1,15 +1,20 @@
-"""pqdiff: product-quantized image latents for Stable Diffusion."""
+"""pqdiff: product-quantized image latents for Stable Diffusion.
 
+`import pqdiff` is fast: torch and diffusers are imported when a class is used for the first time.
+"""
+
+import importlib
 from typing import TYPE_CHECKING
 
-from diffusers import ModelMixin
-from diffusers.pipelines import pipeline_loading_utils
-
-from .checkpoints import BUNDLED, bundled
-from .models import PRESETS, AutoencoderPQ
+from pqdiff.checkpoints import BUNDLED, bundled
+from pqdiff.models.presets import PRESETS
+from pqdiff.registration import register_with_diffusers
 
 if TYPE_CHECKING:
-    from .pipelines import (
+    from diffusers import ModelMixin
+
+    from pqdiff.models.autoencoder_pq import AutoencoderPQ
+    from pqdiff.pipelines import (
         PQStableDiffusionImg2ImgPipeline,
         PQStableDiffusionInpaintPipeline,
         PQStableDiffusionPipeline,
@@ -26,19 +31,23 @@ __all__ = [
     "PQStableDiffusionPipeline",
     "bundled",
 ]
+# The module of each name that is imported when it is used. diffusers needs to find ModelMixin here (`registration.py`).
+_MODULES = {
+    "AutoencoderPQ": "pqdiff.models.autoencoder_pq",
+    "ModelMixin": "diffusers",
+    "PQStableDiffusionImg2ImgPipeline": "pqdiff.pipelines",
+    "PQStableDiffusionInpaintPipeline": "pqdiff.pipelines",
+    "PQStableDiffusionPipeline": "pqdiff.pipelines",
+}
 
-# Makes diffusers save our components as ["pqdiff", "AutoencoderPQ"] and load them so, by folder and by Hub repo id. The
-# one place that touches an undocumented table of diffusers. Needs ModelMixin as an attribute of this package.
-pipeline_loading_utils.LOADABLE_CLASSES["pqdiff"] = {"ModelMixin": ["save_pretrained", "from_pretrained"]}
+register_with_diffusers()
 
 
 def __getattr__(name: str):
-    # The pipelines come when they are asked for: with them transformers loads its image processors, which warn where
-    # torchvision is missing.
-    if name in __all__:
-        from . import pipelines
-
-        return getattr(pipelines, name)
+    if name in _MODULES:
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+        globals()[name] = value  # so that this function is called once for each name
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

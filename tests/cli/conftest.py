@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from pqdiff.cli import main
-from pqdiff.models.closed_form import fit_closed_form
+from pqdiff.fitting.closed_form import fit_closed_form
 from tests.cli.support import (
     F8,
     UNSEEN,
-    photo,
+    random_image,
     save,
 )
 
@@ -33,25 +33,25 @@ def one_thread():
 @pytest.fixture(scope="session")
 def f8(tmp_path_factory, one_thread):
     folder = tmp_path_factory.mktemp("models") / "tiny-f8"
-    fit_closed_form(map(photo, range(8)), F8, sample_size=2048, seed=0).save_pretrained(folder)
+    fit_closed_form(map(random_image, range(8)), F8, sample_size=2048, seed=0).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def f16(tmp_path_factory, one_thread):
     folder = tmp_path_factory.mktemp("models") / "tiny-f16"
-    fit_closed_form(map(photo, range(8)), "f16-d128-s64-k128", sample_size=2048, seed=0).save_pretrained(folder)
+    fit_closed_form(map(random_image, range(8)), "f16-d128-s64-k128", sample_size=2048, seed=0).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory, one_thread):
-    """What `pqdiff fit --json` printed and wrote for eight photos."""
+    """What `pqdiff fit --json` printed and wrote for eight images."""
     folder = tmp_path_factory.mktemp("fitted")
     for seed in range(8):
-        save(folder / "photos" / f"{seed}.png", seed)
+        save(folder / "images" / f"{seed}.png", seed)
     out = io.StringIO()
-    arguments = ["fit", folder / "photos", "-o", folder / "model", "-p", F8, "--resolution", "128", "--json"]
+    arguments = ["fit", folder / "images", "-o", folder / "model", "-p", F8, "--resolution", "128", "--json"]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setattr(sys, "argv", ["pqdiff", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:

@@ -1,4 +1,4 @@
-"""Photos, models and codes for the tests of the command line, whole and broken."""
+"""Images, models and codes for the tests of the command line, whole and broken."""
 
 import json
 import shutil
@@ -10,13 +10,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pqdiff.data.images import to_image
+from pqdiff.data.images.reading import to_image
 
 F8 = "f8-d128-s64-k512"
 UNSEEN = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)  # Python shows no user these
 
 
-def photo(seed, height=128, width=128):
+def random_image(seed, height=128, width=128):
     """Smooth random colors with a little noise: uint8 `(3, H, W)`."""
     generator = torch.Generator().manual_seed(seed)
     image = F.interpolate(torch.rand(1, 3, 9, 9, generator=generator), size=(height, width), mode="bicubic")
@@ -26,7 +26,7 @@ def photo(seed, height=128, width=128):
 
 def save(path, seed, *size):
     path.parent.mkdir(parents=True, exist_ok=True)
-    to_image(photo(seed, *size)).save(path)
+    to_image(random_image(seed, *size)).save(path)
     return path
 
 
@@ -60,7 +60,7 @@ def cut(path, source, kept):
     path.write_bytes(source.read_bytes()[:kept])
 
 
-def bad_photo(kind, folder):
+def bad_image(kind, folder):
     path = folder / "bad.jpg"
     if kind == "corrupt":
         path.write_bytes(np.random.default_rng(0).bytes(3000))
@@ -71,13 +71,13 @@ def bad_photo(kind, folder):
     elif kind == "empty":
         path.touch()
     elif kind == "foreign":
-        path.write_text("This is not a photo.\nReally.\n")
+        path.write_text("This is not an image.\nReally.\n")
     elif kind == "folder":
         path.mkdir()
     return path  # "missing": never made
 
 
-BAD_PHOTOS = ("corrupt", "truncated", "cut tiff", "empty", "foreign", "folder", "missing")
+BAD_IMAGES = ("corrupt", "truncated", "cut tiff", "empty", "foreign", "folder", "missing")
 
 
 def bad_model(kind, folder, whole):
@@ -85,7 +85,7 @@ def bad_model(kind, folder, whole):
     weights = path / "diffusion_pytorch_model.safetensors"
     if kind == "missing":
         return path
-    if kind == "photo":
+    if kind == "image":
         return save(folder / "bad-model.png", 0)
     if kind == "empty folder":
         path.mkdir()
@@ -115,7 +115,7 @@ def bad_model(kind, folder, whole):
         weights.write_bytes(np.random.default_rng(0).bytes(3000))
     elif kind == "a tensor missing":
         tensors = load_file(weights)
-        del tensors["patch_transform.analysis.bias"]  # which a convolution can also do without
+        del tensors["transform.analysis_conv.bias"]  # which a convolution can also do without
         save_file(tensors, weights)
     elif kind == "foreign weights":
         save_file({"another": torch.zeros(3)}, weights)
@@ -123,15 +123,15 @@ def bad_model(kind, folder, whole):
 
 
 BAD_MODELS = (
-    *("missing", "photo", "empty folder", "another class", "no class", "list", "cut config", "wrong config"),
+    *("missing", "image", "empty folder", "another class", "no class", "list", "cut config", "wrong config"),
     *("another size", "no config", "no weights", "cut weights", "corrupt weights", "foreign weights"),
     "a tensor missing",
 )
 
 
-def encoded(pqdiff, folder, model, *photos):
-    """Files of codes of photos."""
-    assert_done(pqdiff("encode", *photos, "-o", folder, "-m", model))
+def encoded(pqdiff, folder, model, *images):
+    """Files of codes of images."""
+    assert_done(pqdiff("encode", *images, "-o", folder, "-m", model))
     return sorted(folder.glob("*.pq.safetensors"))
 
 
@@ -145,7 +145,7 @@ def bad_codes(kind, folder, whole):
         path.touch()
     elif kind == "foreign":
         save_file({"codes": torch.zeros(4, dtype=torch.uint8)}, path)
-    elif kind == "photo":
+    elif kind == "image":
         save(folder / "bad.png", 0).rename(path)
     elif kind == "folder":
         path.mkdir()
@@ -163,7 +163,7 @@ CHANGES = {
     "other extent": {"height": 64},
 }
 BAD_CODES = (
-    *("corrupt", "truncated", "empty", "foreign", "photo", "folder", "missing", "text as height"),
+    *("corrupt", "truncated", "empty", "foreign", "image", "folder", "missing", "text as height"),
     *("fraction as height", "no model", "other extent"),
 )
 
@@ -174,7 +174,7 @@ def evaluated(pqdiff, folder, model, output):
     return pqdiff("evaluate", folder, "-m", model, "-o", output, "--resolution", "32", "--json")
 
 
-def photos_for_fit(folder, count=2):
+def images_for_fit(folder, count=2):
     for seed in range(count):
         save(folder / f"{seed}.png", seed)
     return folder

@@ -1,4 +1,4 @@
-"""How `pqdiff generate` refuses: one line, exit code 2, nothing written, before anything is painted."""
+"""How `pqdiff generate` refuses: one line, exit code 2, nothing written, before anything is generated."""
 
 import json
 import shutil
@@ -8,12 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pqdiff import BUNDLED, PQStableDiffusionPipeline
-from pqdiff.checkpoints import suggestion
 from tests.cli.support import assert_refused, cut, save
 from tests.tiny import tiny_autoencoder, tiny_components, tiny_scheduler
 
 FOX = "a red fox"
-TINY = ("tiny-base", "tiny-hr", "tiny-precise", "tiny-quick")
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +74,7 @@ def test_an_output_below_a_file(refused, letters, tmp_path):
 
 
 def test_a_side_that_the_autoencoder_cannot_divide(refused, tmp_path):
-    levels = {"down_block_types": ("DownEncoderBlock2D",) * 5, "up_block_types": ("UpDecoderBlock2D",) * 5}
-    vae = tiny_autoencoder(block_out_channels=(8,) * 5, **levels)
+    vae = tiny_autoencoder(linear=True, transform_config={"patch_size": 16})
     PQStableDiffusionPipeline(**tiny_components(vae=vae)).save_pretrained(tmp_path / "f16")
     refused("height (24) must be a positive multiple of 16 for", FOX, "-m", tmp_path / "f16", "--height", 24)
 
@@ -158,7 +155,7 @@ def test_weights_that_are_not_numbers(refused, letters, tmp_path):
     tensors = load_file(weights)
     tensors["conv_out.bias"].fill_(torch.nan)
     save_file(tensors, weights, metadata={"format": "pt"})
-    refused("no numbers in torch.float32", FOX, "-m", path, "--steps", 1)
+    refused("not finite in torch.float32", FOX, "-m", path, "--steps", 1)
 
 
 def test_a_scheduler_that_predicts_something_unknown(refused, letters, tmp_path):
@@ -182,12 +179,6 @@ def test_the_name_of_a_shipped_tokenizer(refused):
     refused(f"model ({BUNDLED[0]}) is a tokenizer, not a pipeline", FOX, "-m", BUNDLED[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "meant"), [("precise", 2), ("Quick", 3), ("hr", 1), ("base", 0), ("tiny-presice", 2)]
-)
-def test_short_names_are_understood_as_the_shipped_ones(name, meant):
-    assert suggestion(name, (*BUNDLED, *TINY)) == f"did you mean {TINY[meant]!r}?"
-
-
-def test_a_name_like_none_gets_the_list():
-    assert suggestion("xyz", TINY) == f"choose one of {', '.join(TINY)}"
+@pytest.mark.parametrize("name", ["precise", "hr"])
+def test_a_short_name_of_a_shipped_pipeline(name, refused):
+    refused(f"did you mean 'tiny-{name}'?", FOX, "-m", name)

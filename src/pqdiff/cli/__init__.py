@@ -1,4 +1,8 @@
-"""The `pqdiff` command. A user's mistake ends with one line on stderr and exit code 2, never with a traceback."""
+"""The `pqdiff` command.
+
+A mistake of the user ends with one line on stderr and exit code 2, never with a traceback. `--help` and wrong usage are
+answered at once: whatever imports torch or diffusers is imported inside a command's function, after its arguments are read.
+"""
 
 import sys
 import warnings
@@ -6,30 +10,26 @@ import warnings
 import typer
 from safetensors import SafetensorError
 
-from . import generate, hub, models, photos
+from pqdiff.cli import decode, encode, evaluate, fit, generate, info, push, reconstruct
 
-_INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
+_INTERRUPTED = 130  # the exit code that typer gives to Ctrl-C
 
 app = typer.Typer(
-    help="Pictures and photos through product-quantized latents.",
+    help="Encode, reconstruct and generate images with product-quantized latents.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (
-    *(generate.generate, photos.reconstruct, photos.encode, photos.decode),
-    *(models.info, models.evaluate, models.fit, hub.push),
+for _command in (
+    *(generate.generate, reconstruct.reconstruct, encode.encode, decode.decode),
+    *(info.info, evaluate.evaluate, fit.fit, push.push),
 ):
-    app.command()(command)
+    app.command()(_command)
 
 
 def main() -> None:
     """Entry point of the console script."""
-    from diffusers.utils import logging
-
-    warnings.simplefilter("ignore")  # of libraries, about themselves
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")  # libraries warn about themselves, which a user of the command cannot change
     try:
         app()
     except (ValueError, OSError, SafetensorError) as error:

@@ -34,7 +34,10 @@ def number(value: float | None, digits: int) -> str:
 
 @contextlib.contextmanager
 def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Progress on stderr, only if that is a terminal: yields a function of (stage, step, steps or 0 if unknown)."""
+    """Show progress on stderr if that is a terminal.
+
+    Yields a function to call with the name of the stage, the steps done and the number of steps, 0 if it is not known.
+    """
     console = Console(stderr=True, quiet=quiet or not sys.stderr.isatty())
     columns = (
         SpinnerColumn(),

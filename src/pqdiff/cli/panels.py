@@ -1,12 +1,12 @@
-"""Labelled panels: the original, each reconstruction, and below it where it errs."""
+"""Labelled panels: the original beside each reconstruction, and below each reconstruction its error."""
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.images import to_image
+from pqdiff.data.images.grid import ERROR_GAIN, error_map
+from pqdiff.data.images.reading import to_image
 
 _GAP, _LINE = 8, 18
-_ERROR_GAIN = 4  # how much the error maps exaggerate
 
 
 def panel(
@@ -17,7 +17,7 @@ def panel(
     Args:
         original: uint8 pixels `(3, H, W)`.
         reconstructions: for each model its label, a line of numbers, and uint8 pixels like the original's.
-        side: the longer side of every picture is at most this many pixels; small images are enlarged whole times.
+        side: largest length of an image's longer side in pixels; small images are enlarged by a whole factor.
     """
     width, height = _cell_size(original, side)
     cell = max(width, 150)  # room for the labels
@@ -34,19 +34,13 @@ def panel(
     x = label(0, _GAP, "original")
     label(0, _GAP + _LINE, f"{original.shape[2]} x {original.shape[1]}")
     sheet.paste(_fit(original, (width, height)), (x, top))
-    label(0, below, f"error x {_ERROR_GAIN}:")
+    label(0, below, f"error x {ERROR_GAIN}:")
     for column, (name, numbers, pixels) in enumerate(reconstructions, start=1):
         x = label(column, _GAP, name)
         label(column, _GAP + _LINE, numbers)
         sheet.paste(_fit(pixels, (width, height)), (x, top))
         sheet.paste(_fit(error_map(original, pixels), (width, height)), (x, below))
     return sheet
-
-
-def error_map(original: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """Absolute error, amplified, on black: uint8 `(3, H, W)`."""
-    error = torch.maximum(original, pixels) - torch.minimum(original, pixels)
-    return error.clamp(max=255 // _ERROR_GAIN) * _ERROR_GAIN
 
 
 def _cell_size(pixels: torch.Tensor, side: int) -> tuple[int, int]:

@@ -1,25 +1,24 @@
-"""What can be said about pictures of models that were trained on scenes alone."""
+"""Check images of models that were trained on synthetic scenes only."""
 
 import torch
 
-from ..data.scene_captions import parse_caption
-from ..data.scene_checker import ATTRIBUTES, check_scene, read_scenes
-from ..data.scenes import HELD_OUT_PAIRS
+from pqdiff.data.scenes.captions import parse_caption
+from pqdiff.data.scenes.checker import ATTRIBUTES, check_scene, read_scenes
+from pqdiff.data.scenes.scenes import HELD_OUT_PAIRS
+from pqdiff.data.scenes.tokenizer import scene_words
 
 EXAMPLE = "a small red circle above a large blue square"
-_LARGEST_VOCABULARY = 1000  # tokenizers for all words have tens of thousands
+_LARGEST_VOCABULARY = 1000  # tokenizers for any text have tens of thousands of tokens
 
 
 def knows_scenes_only(tokenizer) -> bool:
-    """Whether a tokenizer has a token for each word of the scenes' captions and few besides."""
-    from ..data.scene_tokenizer import scene_words
-
+    """Whether a tokenizer has a token for each word of the captions of scenes, and few other tokens."""
     vocabulary = tokenizer.get_vocab()
     return len(vocabulary) <= _LARGEST_VOCABULARY and all(f"{word}</w>" in vocabulary for word in scene_words())
 
 
 def wrong_attributes(prompt: str, pixels: torch.Tensor) -> list[str] | None:
-    """What uint8 pixels `(3, H, W)` show otherwise than the prompt says; None if the prompt is no scene."""
+    """The attributes in which uint8 pixels `(3, H, W)` differ from the prompt; None if the prompt describes no scene."""
     scene = parse_caption(prompt)
     if scene is None:
         return None
@@ -28,14 +27,15 @@ def wrong_attributes(prompt: str, pixels: torch.Tensor) -> list[str] | None:
 
 
 def scene_notes(prompts: list[str]) -> list[str]:
-    """What a reader should know about prompts for models of scenes: which are none, which show something new."""
+    """Notes on prompts for models of scenes: which describe no scene, and which describe one unlike those of training."""
     scenes = [parse_caption(prompt) for prompt in prompts]
     notes = []
     foreign = [prompt for prompt, scene in zip(prompts, scenes, strict=True) if scene is None]
     if foreign:
         notes.append(
-            f"The tiny models know scenes of colored shapes only, and {foreign[0]!r} is none; one is {EXAMPLE!r}."
+            "The tiny models know only scenes of colored shapes. "
+            f"{foreign[0]!r} does not describe one; {EXAMPLE!r} does."
         )
     pairs = dict.fromkeys((item.color, item.shape) for scene in scenes if scene for item in scene.objects)
     new = [pair for pair in pairs if pair in HELD_OUT_PAIRS]
-    return notes + [f"The scenes for training show no {color} {shape}." for color, shape in new]
+    return notes + [f"The training scenes contain no {color} {shape}." for color, shape in new]

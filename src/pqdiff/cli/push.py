@@ -1,33 +1,31 @@
-"""Commands for the Hub: push."""
+"""`pqdiff push`: publish a folder on the Hub."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..hub.push import push_folder
-from .output import print_json, print_table
-from .photos import Json
+from pqdiff.cli.options import Json
 
 
 def push(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder of a tokenizer or a pipeline.", show_default=False)
     ],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="user/name on the Hub.", show_default=False)],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository on the Hub: user/name.", show_default=False)],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the folder and list the files; send nothing.")
+        bool, typer.Option("--dry-run", help="Check the folder and list the files, but send nothing.")
     ] = False,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     json: Json = False,
 ) -> None:
     """Check a tokenizer or a pipeline and publish it on the Hub: weights, card, variant file and samples."""
-    from huggingface_hub.utils import disable_progress_bars, logging
+    from pqdiff.cli.library_messages import silence_libraries
 
-    logging.set_verbosity_error()  # or it warns where a push changes nothing
-    if json or not sys.stderr.isatty():
-        disable_progress_bars()
+    silence_libraries(quiet=json)
+    from pqdiff.cli.output import print_json, print_table
+    from pqdiff.hub.push import push_folder
+
     result = push_folder(folder, repo, private=private, dry_run=dry_run)
     total = sum(size for _, size in result.files)
     if json:

@@ -1,0 +1,49 @@
+"""`pqdiff encode`: images to files of bit-packed tokens."""
+
+from typing import Annotated
+
+import typer
+
+from pqdiff.checkpoints import BEST_AT_EACH_RATE
+from pqdiff.cli.options import MODEL_HELP, Images, Json, OutputFolder
+
+_DEFAULT_MODEL = BEST_AT_EACH_RATE[0] if BEST_AT_EACH_RATE else ...
+
+
+def encode(
+    images: Images,
+    output: OutputFolder,
+    model: Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)] = _DEFAULT_MODEL,
+    json: Json = False,
+) -> None:
+    """Write the tokens of each image to a file, bit-packed."""
+    from pqdiff.cli.image_files import unique_names
+    from pqdiff.cli.library_messages import silence_libraries
+    from pqdiff.cli.output import number, print_json, print_table, progress_bar
+    from pqdiff.cli.tiled_tokenizer import encode_pixels, load_tiled_autoencoder
+    from pqdiff.data.cache.image_codes import ImageCodes, save_codes
+    from pqdiff.data.images.reading import load_image, to_tensor
+    from pqdiff.models.fingerprint import fingerprint
+
+    silence_libraries(quiet=json)
+    autoencoder = load_tiled_autoencoder(model)
+    for path in images:
+        load_image(path)  # a broken image stops the command before anything is written
+    rows = []
+    with progress_bar(quiet=json) as show:
+        for count, (path, stem) in enumerate(zip(images, unique_names([path.stem for path in images]), strict=True)):
+            show("encoding", count, len(images))
+            pixels = to_tensor(load_image(path))
+            _, height, width = pixels.shape
+            indices = encode_pixels(autoencoder, pixels)[0]
+            sizes = autoencoder.quantizer.codebook_sizes
+            codes = ImageCodes(indices, sizes, height, width, model, fingerprint(autoencoder))
+            file = output / f"{stem}.pq.safetensors"
+            size = save_codes(codes, file)
+            rate = 8 * size / height / width
+            rows.append({"image": str(path), "file": str(file), "bytes": size, "bits_per_pixel": rate})
+    if json:
+        print_json({"model": model, "results": rows})
+        return
+    table = [[row["file"], str(row["bytes"]), number(row["bits_per_pixel"], 3)] for row in rows]
+    print_table(f"Tokens of {model}", ["file", "bytes", "bits/pixel"], table)

@@ -1,0 +1,26 @@
+"""Files that the commands on images write, and their names."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from pqdiff.data.files import atomic_file
+
+
+def save_image(image: Image.Image, path: Path) -> str:
+    """Write an image and return its path. Folders on the way are made."""
+    with atomic_file(path) as temporary:
+        image.save(temporary)
+    return str(path)
+
+
+def unique_names(names: list[str]) -> list[str]:
+    """The names, with a number where one comes again, so that no result overwrites another."""
+    result: list[str] = []
+    for name in names:
+        number, candidate = 1, name
+        while candidate in result or (number > 1 and candidate in names):
+            number += 1
+            candidate = f"{name}-{number}"
+        result.append(candidate)
+    return result

@@ -1,0 +1,90 @@
+"""`pqdiff reconstruct`: encode and decode images, and measure the difference."""
+
+import itertools
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pqdiff.checkpoints import BEST_AT_EACH_RATE
+from pqdiff.cli.options import MODEL_HELP, Images, Json, OutputFolder
+
+
+def reconstruct(
+    images: Images,
+    output: OutputFolder,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", help=MODEL_HELP + " Can be repeated. Default: the best shipped one at each rate."
+        ),
+    ] = None,
+    save_images: Annotated[
+        bool, typer.Option(help="Also write each reconstruction as a PNG file of the original size.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Encode and decode images with tokenizers. Writes labelled panels and prints rate, PSNR and SSIM of each model."""
+    from pqdiff.cli.image_files import save_image, unique_names
+    from pqdiff.cli.library_messages import silence_libraries
+    from pqdiff.cli.output import number, print_json, progress_bar
+    from pqdiff.cli.panels import panel
+    from pqdiff.cli.tiled_tokenizer import decode_pixels, encode_pixels, load_tiled_autoencoder
+    from pqdiff.data.images.reading import load_image, to_image, to_tensor
+    from pqdiff.models.loading import load_tokenizer
+
+    silence_libraries(quiet=json)
+    names = model or sorted(BEST_AT_EACH_RATE, key=lambda name: -load_tokenizer(name).bits_per_pixel)
+    labels = unique_names([Path(name).name for name in names])
+    models = list(zip(labels, map(load_tiled_autoencoder, names), strict=True))
+    for path in images:
+        load_image(path)  # a broken image stops the command before anything is written
+    rows, files = [], []
+    with progress_bar(quiet=json) as show:
+        for count, (path, stem) in enumerate(zip(images, unique_names([path.stem for path in images]), strict=True)):
+            pixels = to_tensor(load_image(path))
+            columns = []
+            for index, (name, autoencoder) in enumerate(models):
+                show("reconstructing", count * len(models) + index, len(images) * len(models))
+                start = time.perf_counter()
+                result = decode_pixels(autoencoder, encode_pixels(autoencoder, pixels), *pixels.shape[1:])
+                seconds = time.perf_counter() - start
+                row = {"image": str(path), "model": name, "bits_per_pixel": autoencoder.bits_per_pixel}
+                row |= {**_compare(result, pixels), "seconds": round(seconds, 3)}
+                rows.append(row)
+                caption = f"{row['bits_per_pixel']:g} bpp, {number(row['psnr'], 1)} dB"
+                columns.append((name.removeprefix("pqgan-"), caption, result))
+                if save_images:
+                    files.append(save_image(to_image(result), output / f"{stem}.{name}.png"))
+            files.append(save_image(panel(pixels, columns), output / f"{stem}.panel.png"))
+    if json:
+        print_json({"results": rows, "files": files})
+    else:
+        _print_tables(rows)
+        print("\n".join(["Written:", *(f"  {file}" for file in files)]))
+
+
+def _print_tables(rows: list[dict]) -> None:
+    """One table for each image, because the names of models need a column that is wide enough to copy them."""
+    from pqdiff.cli.output import number, print_table
+
+    for image, results in itertools.groupby(rows, lambda row: row["image"]):
+        table = [
+            [row["model"].removeprefix("pqgan-"), f"{row['bits_per_pixel']:g}"]
+            + [number(row[key], digits) for key, digits in (("psnr", 2), ("ssim", 4), ("seconds", 2))]
+            for row in results
+        ]
+        print_table(Path(image).name, ["model", "bits/pixel", "PSNR dB", "SSIM", "seconds"], table)
+
+
+def _compare(result, pixels) -> dict[str, float | None]:
+    """PSNR and SSIM of uint8 pixels `(3, H, W)`; None where the image is too small for the window of SSIM."""
+    from pqdiff.metrics.reconstruction import DatasetPSNR, ImageSSIM, as_number
+
+    psnr, ssim = DatasetPSNR(), ImageSSIM()
+    psnr.update(result[None], pixels[None])
+    large_enough = min(pixels.shape[1:]) >= ssim.window
+    if large_enough:
+        ssim.update(result[None], pixels[None])
+    return {"psnr": as_number(psnr.compute()), "ssim": as_number(ssim.compute()) if large_enough else None}

@@ -1,0 +1,48 @@
+"""`pqdiff evaluate`."""
+
+import json
+
+import pytest
+
+from tests.cli.support import assert_done, assert_refused, files_in, save
+
+
+def test_evaluate_writes_what_it_prints(tmp_path, pqdiff, f8, f16):
+    for seed in range(5):
+        save(tmp_path / "images" / f"{seed}.png", seed, 40, 50)
+    output = tmp_path / "new" / "metrics.json"
+    arguments = ["evaluate", tmp_path / "images", "-m", f8, "-m", f16, "-o", output, "--resolution", 32]
+    result = pqdiff(*arguments, "--every", 2, "--json")
+    assert_done(result)
+    report = json.loads(result.out)
+    assert report == json.loads(output.read_text())
+    assert files_in(tmp_path / "new") == ["metrics.json"]
+    assert list(report) == [str(f8), str(f16)]
+    for model in report.values():
+        assert model["num_images"] == 3
+        assert model["data"] == "images, every 2"
+        assert model["protocol"]["resolution"] == 32
+    metrics = report[str(f8)]["metrics"]
+    assert metrics["bits_per_pixel"] == pytest.approx(9)
+    assert 0 < metrics["entropy_bits_per_pixel"] < 9
+    assert metrics["psnr_image_mean"] >= metrics["psnr_dataset"] > report[str(f16)]["metrics"]["psnr_dataset"]
+    table = pqdiff(*arguments)
+    assert_done(table)
+    assert "5 images at 32 px" in table.out
+    assert str(output) in table.out.replace("\n", "")
+
+
+def test_evaluate_agrees_with_reconstruct(tmp_path, pqdiff, f8):
+    original = save(tmp_path / "images" / "a.png", 3, 64, 64)  # no resizing, no cropping
+    evaluation = pqdiff("evaluate", original.parent, "-m", f8, "-o", tmp_path / "m.json", "--resolution", 64, "--json")
+    reconstruction = pqdiff("reconstruct", original, "-m", f8, "-o", tmp_path / "out", "--json")
+    metrics, row = json.loads(evaluation.out)[str(f8)]["metrics"], json.loads(reconstruction.out)["results"][0]
+    assert metrics["psnr_dataset"] == pytest.approx(row["psnr"], abs=1e-6)
+    assert metrics["ssim"] == pytest.approx(row["ssim"], abs=1e-6)
+
+
+@pytest.mark.parametrize("resolution", [100, 8, 0, -32])
+def test_evaluate_refuses_a_resolution_that_does_not_fit(tmp_path, pqdiff, f8, resolution):
+    save(tmp_path / "images" / "a.png", 1, 16, 16)
+    arguments = ["-m", f8, "-o", tmp_path / "out" / "m.json", "--resolution", resolution]
+    assert_refused(pqdiff("evaluate", tmp_path / "images", *arguments), resolution, tmp_path / "out")

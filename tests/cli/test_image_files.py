@@ -1,0 +1,26 @@
+"""Names of result files."""
+
+import pytest
+from PIL import Image
+
+from pqdiff.cli.image_files import save_image, unique_names
+
+
+@pytest.mark.parametrize(
+    ("names", "unique"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["a", "a", "a"], ["a", "a-2", "a-3"]),
+        (["a", "a", "a-2"], ["a", "a-3", "a-2"]),  # a name that was given wins over one that was made
+        ([], []),
+    ],
+)
+def test_names_that_come_again_get_a_number(names, unique):
+    assert unique_names(names) == unique
+
+
+def test_an_image_is_written_to_a_new_folder(tmp_path):
+    path = tmp_path / "new" / "a.png"
+    assert save_image(Image.new("RGB", (3, 2), "red"), path) == str(path)
+    with Image.open(path) as image:
+        assert image.size == (3, 2)
