@@ -1,8 +1,9 @@
-"""Encode a data set once: shards of bit-packed tokens, or of fp16 latents, that the trainers read back.
+"""Encode a data set once, to shards of bit-packed tokens or of fp16 latents that the trainers read.
 
     python training/cache_latents.py --dataset photos/ --autoencoder pqgan-f8-d128-s64-k512 --resolution 512 --output cache/
 
-Killed at any moment, the same command goes on where it was. `pqdiff.data.latents.LatentCache` reads the result.
+If the process is killed at any moment, the same command continues.
+`pqdiff.data.cache.reader.LatentCache` reads the result.
 """
 
 import argparse
@@ -22,15 +23,15 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pqdiff import AutoencoderPQ
-from pqdiff.cli.painting import choose_device
-from pqdiff.data.buckets import bucket_sizes, nearest_bucket
-from pqdiff.data.captioned import SCENES, CaptionedImages, StreamedImages, open_captioned
-from pqdiff.data.crops import cut, plan_crops
-from pqdiff.data.images import normalize, to_tensor
-from pqdiff.data.latents import LatentCacheWriter
-from pqdiff.data.lazy_image import LazyImage
-from pqdiff.hub.resolve import load_any_autoencoder
+from pqdiff.data.cache.writer import LatentCacheWriter
+from pqdiff.data.captions.captioned import SCENES, CaptionedImages, StreamedImages, open_captioned
+from pqdiff.data.images.buckets import bucket_sizes, nearest_bucket
+from pqdiff.data.images.crops import cut, plan_crops
+from pqdiff.data.images.lazy_image import LazyImage
+from pqdiff.data.images.reading import normalize, to_tensor
+from pqdiff.devices import choose_device
 from pqdiff.models.fingerprint import fingerprint
+from pqdiff.models.loading import load_autoencoder
 from pqdiff.training.samples import latents_of
 from pqdiff.training.text import encode_captions, text_fingerprint
 
@@ -41,41 +42,45 @@ def parse(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    data = parser.add_argument_group("photos")
-    data.add_argument(
-        "--dataset", required=True, help=f"folder of photos or tar files, data set on the Hub, or {SCENES}"
-    )
+    data = parser.add_argument_group("images")
+    data.add_argument("--dataset", required=True, help=f"folder of images or tar files, Hub id, or {SCENES}")
     data.add_argument("--image_column", help="column of images; in a folder's metadata, of file names")
     data.add_argument("--caption_column", help="column of captions (default: the first of the usual names)")
     data.add_argument("--split", default="train", help="split of the data set (default: train)")
-    data.add_argument("--streaming", action="store_true", help="do not prepare the whole data set first")
-    data.add_argument("--num_samples", type=int, help=f"use the first ones only; number of {SCENES} (then 10000)")
-    data.add_argument("--skip_broken", action="store_true", help="leave out photos that cannot be read, and name them")
+    data.add_argument("--streaming", action="store_true", help="read a Hub data set as a stream")
+    data.add_argument("--num_samples", type=int, help=f"use only the first ones; number of {SCENES} (default: 10000)")
+    data.add_argument("--skip_broken", action="store_true", help="leave out images that cannot be read, and name them")
     crops = parser.add_argument_group("crops")
     crops.add_argument("--resolution", type=int, required=True, help="side in pixels")
-    crops.add_argument("--crops", type=int, default=1, help="per photo: the center, then random ones (default: 1)")
     crops.add_argument(
-        "--flip", action="store_true", help="also each crop mirrored; no left or right in captions then"
+        "--crops", type=int, default=1, help="number per image: the center, then random places (default: 1)"
+    )
+    crops.add_argument(
+        "--flip", action="store_true", help="also each crop mirrored; not for captions that speak of left and right"
     )
     crops.add_argument(
         "--buckets", type=int, nargs="?", const=64, metavar="MULTIPLE",
         help="keep aspect ratios: sizes of about the same area with sides divisible by MULTIPLE (64)",
     )  # fmt: skip
-    crops.add_argument("--max_ratio", type=float, default=2.0, help="of a bucket's sides (default: 2)")
-    crops.add_argument("--seed", type=int, default=0, help="decides the random crops, and the scenes (default: 0)")
+    crops.add_argument(
+        "--max_ratio", type=float, default=2.0, help="largest ratio of the sides of a bucket (default: 2)"
+    )
+    crops.add_argument("--seed", type=int, default=0, help="seed of the random crops and of scenes (default: 0)")
     models = parser.add_argument_group("models")
     models.add_argument(
         "--autoencoder", required=True, help="shipped name, folder or Hub id of AutoencoderPQ or AutoencoderKL"
     )
-    models.add_argument("--kind", choices=("indices", "latents"), help="default: indices where there are tokens")
+    models.add_argument(
+        "--kind", choices=("indices", "latents"), help="default: indices if the autoencoder has tokens"
+    )
     models.add_argument("--text_encoder", help="folder of a pipeline: also cache embeddings of the captions")
-    models.add_argument("--device", help="default: the accelerator that is there, or cpu")
-    models.add_argument("--mixed_precision", choices=PRECISIONS, default="no", help="autocast of the encoders")
+    models.add_argument("--device", help="default: the accelerator, if there is one, else cpu")
+    models.add_argument("--mixed_precision", choices=PRECISIONS, default="no", help="of the encoders (default: no)")
     run = parser.add_argument_group("run")
     run.add_argument("--output", type=Path, required=True, help="folder of the cache")
     run.add_argument("--batch_size", type=int, default=8, help="samples encoded at once (default: 8)")
     run.add_argument("--samples_per_shard", type=int, default=4096, help="default: 4096")
-    run.add_argument("--num_workers", type=int, default=2, help="processes that read photos (default: 2)")
+    run.add_argument("--num_workers", type=int, default=2, help="processes that read images (default: 2)")
     args = parser.parse_args(argv)
     for name in ("batch_size", "crops", "num_samples", "samples_per_shard"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -86,8 +91,8 @@ def parse(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     args = parse(argv)
     args.device = choose_device(args.device)
-    photos = open_photos(args)
-    autoencoder = load_any_autoencoder(args.autoencoder)
+    images = open_images(args)
+    autoencoder = load_autoencoder(args.autoencoder)
     kind = args.kind or ("indices" if isinstance(autoencoder, AutoencoderPQ) else "latents")
     if kind == "indices" and not isinstance(autoencoder, AutoencoderPQ):
         raise ValueError(f"--kind indices: {args.autoencoder} has no tokens; use --kind latents")
@@ -103,15 +108,15 @@ def main(argv=None) -> None:
         resolution=args.resolution,
         samples_per_shard=args.samples_per_shard,
         source=str(Path(args.dataset)) if Path(args.dataset).is_dir() else args.dataset,
-        recipe=recipe_of(args, photos, text),
+        recipe=recipe_of(args, images, text),
         empty_text_embedding=text.encode([""])[0] if text else None,
         **contents,
     )
     autoencoder.to(args.device)
     precision = PRECISIONS[args.mixed_precision]
-    total = len(photos) if isinstance(photos, CaptionedImages) else None
+    total = len(images) if isinstance(images, CaptionedImages) else None
     if writer.num_items_done:
-        print(f"{args.output}: {writer.num_items_done} photos are there already", file=sys.stderr)
+        print(f"{args.output}: {writer.num_items_done} images are done already", file=sys.stderr)
 
     pending: dict[tuple[int, int], list[dict]] = defaultdict(list)  # samples by their size, until they fill a batch
 
@@ -130,8 +135,8 @@ def main(argv=None) -> None:
             writer.add(samples)
 
     plan = partial(read_samples, targets=targets, crops=args.crops, flip=args.flip, seed=args.seed)
-    with writer, tqdm(total=total, initial=writer.num_items_done, unit=" photos", mininterval=0.5) as progress:
-        for samples in read_photos(photos, writer, plan, args.num_workers):
+    with writer, tqdm(total=total, initial=writer.num_items_done, unit=" images", mininterval=0.5) as progress:
+        for samples in read_images(images, writer, plan, args.num_workers):
             progress.update()
             if isinstance(samples, str):
                 if not args.skip_broken:
@@ -145,37 +150,37 @@ def main(argv=None) -> None:
         encode_pending(list(pending))
     shards, size = writer.shards, sum(path.stat().st_size for path in args.output.iterdir())
     number = sum(shard.samples for shard in shards)
-    print(f"{args.output}: {number} samples of {writer.num_items_done} photos in {len(shards)} shards, "
+    print(f"{args.output}: {number} samples of {writer.num_items_done} images in {len(shards)} shards, "
           f"{size / 1e6:.1f} MB, {size / number / 1e3:.2f} kB a sample")  # fmt: skip
 
 
-def open_photos(args):
+def open_images(args):
     """The data set, cut to `--num_samples`."""
     options = {"num_samples": args.num_samples or 10_000, "resolution": args.resolution, "seed": args.seed}
-    photos = open_captioned(
+    images = open_captioned(
         args.dataset, args.image_column, args.caption_column, args.split, args.streaming, **options
     )
     if args.num_samples is None or args.dataset == SCENES:
-        return photos
-    return photos.take(args.num_samples)
+        return images
+    return images.take(args.num_samples)
 
 
 def target_sizes(args, autoencoder) -> list[tuple[int, int]]:
-    """Sizes (height, width) in pixels that photos are cut to."""
+    """Sizes (height, width) in pixels that images are cut to."""
     factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
     for name, value in (("resolution", args.resolution), ("buckets", args.buckets)):
         if value is not None and (value < factor or value % factor):
-            raise ValueError(f"--{name} ({value}) must be a multiple of {factor}, which {args.autoencoder} divides by")
+            raise ValueError(f"--{name} ({value}) must be a multiple of {factor} for {args.autoencoder}")
     if args.buckets is None:
         return [(args.resolution, args.resolution)]
     return bucket_sizes(args.resolution, args.buckets, args.max_ratio)
 
 
-def recipe_of(args, photos, text) -> dict:
-    """What decides the samples beside the autoencoder: a resumed run must have the same."""
+def recipe_of(args, images, text) -> dict:
+    """What decides the samples apart from the autoencoder; the run that continues must have the same."""
     names = ("image_column", "caption_column", "split", "num_samples", "crops", "flip", "buckets", "max_ratio", "seed")
     recipe = {name: getattr(args, name) for name in (*names, "mixed_precision")}
-    recipe["photos"] = len(photos) if isinstance(photos, CaptionedImages) else None
+    recipe["photos"] = len(images) if isinstance(images, CaptionedImages) else None
     recipe["text_encoder"] = text.fingerprint if text else None
     return recipe
 
@@ -193,13 +198,13 @@ class TextEncoder:
             self.model = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").eval()
         except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"--text_encoder {folder}: is no pipeline that can be used ({reason})") from None
+            raise ValueError(f"--text_encoder {folder}: cannot be used as a pipeline ({reason})") from None
         self.fingerprint = text_fingerprint(self.model)
         self.model.to(device)
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> torch.Tensor:
-        """Embeddings `(B, T, D)`, each different caption encoded once."""
+        """Embeddings `(B, T, D)`, each different caption is encoded once."""
         different = list(dict.fromkeys(captions))
         embeddings = encode_captions(self.tokenizer, self.model, different)
         return embeddings[[different.index(caption) for caption in captions]]
@@ -207,7 +212,7 @@ class TextEncoder:
 
 @dataclass
 class Prepare:
-    """Photo number to its samples, in a worker process; an error comes as its text, without a traceback."""
+    """Number of an image to its samples, in a worker process; an error is returned as its text, without a traceback."""
 
     row: Callable[[int], LazyImage]
     plan: Callable[[int, LazyImage], list[dict]]
@@ -219,34 +224,34 @@ class Prepare:
             return str(error)
 
 
-def read_photos(photos, writer: LatentCacheWriter, plan, num_workers: int) -> Iterator[list[dict] | str]:
-    """Samples of each photo that is not in the cache yet, or what is wrong with it."""
-    if isinstance(photos, StreamedImages):
+def read_images(images, writer: LatentCacheWriter, plan, num_workers: int) -> Iterator[list[dict] | str]:
+    """Samples of each image that is not in the cache yet, or what is wrong with the image."""
+    if isinstance(images, StreamedImages):
         start = writer.next_item
-        for item, row in enumerate(photos.skip(start), start=start):
+        for item, row in enumerate(images.skip(start), start=start):
             if not writer.is_done(item):
                 yield Prepare({item: row}.get, plan)[item]
         return
-    left = [item for item in range(len(photos)) if not writer.is_done(item)]
+    left = [item for item in range(len(images)) if not writer.is_done(item)]
     yield from DataLoader(
-        Prepare(photos.row, plan), batch_size=None, sampler=left, num_workers=min(num_workers, len(left)),
+        Prepare(images.row, plan), batch_size=None, sampler=left, num_workers=min(num_workers, len(left)),
         collate_fn=as_they_are, worker_init_fn=leave_signals_to_the_parent,
     )  # fmt: skip
 
 
 def as_they_are(samples):
-    """No tensors leave a worker: sharing them needs the worker alive, and an interruption would show its traceback."""
+    """Leave samples as images: tensors of a worker are shared memory, which needs the worker to be alive."""
     return samples
 
 
 def leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches workers too, but only the parent has something to save."""
+    """Ignore Ctrl-C in workers: only the parent has something to save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def read_samples(item: int, row: LazyImage, targets, crops: int, flip: bool, seed: int) -> list[dict]:
-    """Crops of a photo with all that is recorded of them. Captions take turns."""
+    """Crops of an image with everything that is recorded of them. The captions of an image take turns."""
     image = row.load()
     plans = plan_crops(image.size, nearest_bucket(*image.size, targets), crops, flip, [seed, item])
     captions = row.captions or ("",)
@@ -267,7 +272,7 @@ def encode(samples: list[dict], autoencoder, kind: str, device: str) -> torch.Te
 
 
 def run() -> None:
-    """`main`, where a user's mistake ends with one line and exit code 2."""
+    """Call `main`; a user's mistake ends with one line and exit code 2."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
@@ -275,7 +280,7 @@ def run() -> None:
         print(f"cache_latents: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("cache_latents: interrupted; the same command goes on from here", file=sys.stderr)
+        print("cache_latents: interrupted; the same command continues from here", file=sys.stderr)
         sys.exit(130)
 
 

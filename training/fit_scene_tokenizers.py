@@ -9,11 +9,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pqdiff.data.files import atomic_folder
-from pqdiff.data.images import to_tensor
-from pqdiff.data.scenes import SceneDataset
-from pqdiff.models.closed_form import fit_closed_form
+from pqdiff.data.images.reading import to_tensor
+from pqdiff.data.scenes.scenes import SceneDataset
+from pqdiff.fitting.closed_form import fit_closed_form
 
-# Name: preset, side of the pictures in pixels.
+# Name: preset, side of the images in pixels.
 TOKENIZERS = {
     "precise": ("f8-d32-s16-k256", 64),
     "quick": ("f16-d64-s32-k256", 64),

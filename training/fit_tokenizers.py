@@ -1,19 +1,20 @@
-"""Fit, measure and write the tokenizers that ship with pqdiff: src/pqdiff/checkpoints and model_cards.
+"""Fit, measure and write the tokenizers that ship with pqdiff, to src/pqdiff/checkpoints and model_cards.
 
     python training/fit_tokenizers.py --photos PHOTOS/imagenet --also PHOTOS/bsds
 
-Every tenth photo of --photos in name order is left out of the fit and measured on: shorter side to 256 px by Lanczos,
-center crop, 8-bit output. That is the protocol behind every number of record in this project.
+Every tenth photo of --photos, in the order of names, is not fitted to but measured on: shorter side to 256 px by Lanczos,
+center crop, 8-bit output. All published numbers of this project are measured by this protocol.
 
-Two kinds: `plain`, one linear transform for all patches, for diffusion models; and `adaptive`, with classes of patches
-(src/pqdiff/models/patch_classes.py), for pictures. The adaptive ones that a learned-PRESET.yaml names then get a small
-network over the decoded pixels (the one of F8 gained 0.001 dB by it and goes without):
+There are two kinds: `plain`, with one linear transform for all patches, for diffusion models; and `adaptive`, with classes
+of patches, for compression. The adaptive ones that a learned-PRESET.yaml names then get a small network over the decoded
+pixels (that of F8 gained only 0.001 dB by it and has none):
 
     python training/fit_tokenizers.py --photos PHOTOS/imagenet --also PHOTOS/bsds --learned runs/learned
     accelerate launch training/train_pqgan.py --config training/configs/pqgan/learned-PRESET.yaml
     python training/fit_tokenizers.py --photos PHOTOS/imagenet --learned runs/learned --preset PRESET
 
-The first writes the photos at their final size, runs/learned/photos/{train,held_out}; the last ships what was trained.
+The first command writes the photos at their final size to runs/learned/photos/{train,held_out}; the last one ships what was
+trained.
 """
 
 import argparse
@@ -25,13 +26,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pqdiff.data.captions.captioned import iterate_images
 from pqdiff.data.files import atomic_folder
-from pqdiff.data.images import iterate_images, resize_and_crop, to_tensor
-from pqdiff.hub.cards import write_card
+from pqdiff.data.images.crops import resize_and_crop, resize_to_cover
+from pqdiff.data.images.reading import to_tensor
+from pqdiff.fitting.closed_form import fit_closed_form
+from pqdiff.hub.closed_form_card import write_closed_form_card
 from pqdiff.hub.local_paths import forget_local_paths
 from pqdiff.metrics.protocol import evaluate_reconstruction
 from pqdiff.models import PRESETS, AutoencoderPQ
-from pqdiff.models.closed_form import fit_closed_form
 from pqdiff.models.fingerprint import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,9 +43,11 @@ CARDS = ROOT / "model_cards"
 RESULTS = ROOT / "benchmarks" / "results" / "tokenizers.json"
 LATENTS = ROOT / "benchmarks" / "results" / "latent_stats.json"
 RESOLUTION, HOLD_OUT = 256, 10
-KINDS = {"plain": "", "adaptive": "-adaptive"}  # and the ends of their names
+KINDS = {"plain": "", "adaptive": "-adaptive"}  # with the ends of their names
 BASES = 16
-# Of the adaptive ones: placements of the grid of patches on each photo, patches of the sample.
+# Of the adaptive ones: tensors that are stored in fp32, the others in half precision.
+IN_FULL_PRECISION = ("quantizer.codebooks", "quantizer.class_codewords", "quantizer.frequencies")
+# For adaptive tokenizers: number of grids of patches on each photo, and number of patches in the sample.
 SAMPLES = {
     "f8-d128-s64-k512": (2, 250_000),
     "f16-d128-s64-k128": (4, 150_000),
@@ -53,26 +58,29 @@ SAMPLES = {
 
 def photos(folder: Path, held_out: bool):
     """RGB photos of a folder: every tenth, or all the others."""
-    for number, (_, image) in enumerate(iterate_images(folder)):
+    for number, image in enumerate(iterate_images(folder)):
         if (number % HOLD_OUT == 0) == held_out:
             yield image
 
 
 def training_photos(args):
     """RGB photos to fit to."""
-    return itertools.chain(photos(args.photos, held_out=False), *(map(_second, iterate_images(f)) for f in args.also))
+    return itertools.chain(photos(args.photos, held_out=False), *map(iterate_images, args.also))
 
 
 def write_photos(args) -> None:
-    """Photos as training crops and measures them, so that no step decodes and scales large files."""
-    parts = {"train": (training_photos(args), False), "held_out": (photos(args.photos, held_out=True), True)}
-    for name, (images, crop) in parts.items():
+    """Write photos at the size at which they are used, so that no training step decodes and scales large files."""
+    parts = {
+        "train": (training_photos(args), resize_to_cover),
+        "held_out": (photos(args.photos, held_out=True), resize_and_crop),
+    }
+    for name, (images, resize) in parts.items():
         folder = args.learned / "photos" / name
         if folder.exists():
             continue
         with atomic_folder(folder) as temporary:
             for number, image in enumerate(tqdm(images, desc=name)):
-                resized = resize_and_crop(image, RESOLUTION, crop=crop)
+                resized = resize(image, RESOLUTION)
                 resized.save(temporary / f"{number:05d}.png", compress_level=1)
 
 
@@ -80,7 +88,7 @@ def fit(args, preset: str, name: str) -> dict:
     """Fit one preset, write its folder and card, and return its metrics."""
     start = time.perf_counter()
     images = tqdm(training_photos(args), desc=name)
-    tensors = (to_tensor(resize_and_crop(image, RESOLUTION, crop=False)) for image in images)
+    tensors = (to_tensor(resize_to_cover(image, RESOLUTION)) for image in images)
     options = {}
     if name.endswith(KINDS["adaptive"]):
         options = dict(zip(("grids", "sample_size"), SAMPLES[preset], strict=True), class_bases=BASES)
@@ -95,15 +103,18 @@ def ship(args, model: AutoencoderPQ, name: str) -> dict:
     folder = CHECKPOINTS / name
     shutil.rmtree(folder, ignore_errors=True)
     with atomic_folder(folder) as temporary:
-        if model.config.class_bases:  # many bases, which lose nothing that can be seen
-            path = model.patch_transform
-            parts = [path.analysis, path.synthesis, path.patch_classes, model.refiner]
-            for part in filter(None, parts):
-                for tensor in (*part.parameters(), *part.buffers()):  # not part.half(): classes compute in fp32
+        if name.endswith(KINDS["adaptive"]):  # many bases; half precision makes no visible difference
+            for key, tensor in model.state_dict(keep_vars=True).items():
+                if key not in IN_FULL_PRECISION:
                     tensor.data = tensor.data.half()
         model.save_pretrained(temporary)
     forget_local_paths(folder)
-    model = AutoencoderPQ.from_pretrained(folder).eval()
+    return measure(args, name)
+
+
+def measure(args, name: str) -> dict:
+    """Measure a tokenizer as it ships, write its metrics and card, and return the metrics."""
+    model = AutoencoderPQ.from_pretrained(CHECKPOINTS / name).eval()
     metrics = evaluate_reconstruction(model, photos(args.photos, held_out=True), RESOLUTION)
     metrics["data"] = f"every {HOLD_OUT}th of {args.photos.name}, left out of the fit"
     write_cards(model, name, metrics, args.seed)
@@ -117,15 +128,15 @@ def write_cards(model, name: str, metrics: dict, seed: int) -> None:
         f"principal components of {size} patches, dealt out to the subspaces with equal products of variances, and k-means "
         "in each."
     )
-    if model.config.class_bases:
+    if name.endswith(KINDS["adaptive"]):
         recipe = (
             f"the first token says which of {model.quantizer.codebook_sizes[0]} classes a {size} patch is (a mixture of "
-            f"Gaussians in {model.config.class_bases} orthonormal bases), the others code its coefficients in that basis "
+            f"Gaussians in {model.quantizer.bases} orthonormal bases), the others code its coefficients in that basis "
             "relative to that class, dealt out to the subspaces with equal products of variances, and k-means in each. "
-            f"The encoder tries the {model.config.class_candidates} likeliest classes. Made for pictures; a diffusion "
-            "model should have the latents of the plain tokenizer of the same preset."
+            f"The encoder tries the {model.quantizer.candidates} likeliest classes. Made for compression; for a "
+            "diffusion model, take the plain tokenizer of the same preset."
         )
-    if model.config.refiner_channels:
+    if model.refiner is not None:
         config = f"training/configs/pqgan/learned-{model.config.preset}.yaml"
         recipe += (
             f" A network of {sum(p.numel() for p in model.refiner.parameters()):,} parameters over the decoded pixels, "
@@ -137,7 +148,7 @@ def write_cards(model, name: str, metrics: dict, seed: int) -> None:
         "Both photo sets are for non-commercial research; no photo is part of the model."
     )
     folder = CHECKPOINTS / name
-    write_card(
+    write_closed_form_card(
         model, folder, name, training, f'pqdiff.bundled("{name}")', metrics, latents=latent_statistics(model, name)
     )
     CARDS.mkdir(exist_ok=True)
@@ -145,16 +156,12 @@ def write_cards(model, name: str, metrics: dict, seed: int) -> None:
 
 
 def latent_statistics(model, name: str) -> dict | None:
-    """What `benchmarks/latent_stats.py` measured on these very weights, if it did: run it, then this with --cards-only."""
+    """What `benchmarks/latent_stats.py` measured on exactly these weights, or None: run it, then this with --cards-only."""
     document = json.loads(LATENTS.read_text()) if LATENTS.exists() else {"autoencoders": {}}
     entry = document["autoencoders"].get(name)
     if entry is None or entry["fingerprint"] != fingerprint(model):
         return None
     return {**{key: document[key] for key in ("num_images", "data", "resolution")}, **entry}
-
-
-def _second(pair):
-    return pair[1]
 
 
 def main() -> None:
@@ -164,9 +171,12 @@ def main() -> None:
     parser.add_argument("--preset", action="append", choices=PRESETS, help="default: all; repeatable")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument(
-        "--cards-only", action="store_true", help="write the cards again, from the metrics as they are"
+        "--cards-only", action="store_true", help="write only the cards, from the metrics that are there"
     )
-    parser.add_argument("--learned", type=Path, help="folder of trainings: write their photos, or ship what is done")
+    parser.add_argument("--measure-only", action="store_true", help="measure what ships again, without a fit")
+    parser.add_argument(
+        "--learned", type=Path, help="folder of training runs: write their photos, or ship their results"
+    )
     parser.add_argument("--only", choices=KINDS, help="one kind; default: both")
     args = parser.parse_args()
     if not (args.photos or args.cards_only):
@@ -182,10 +192,12 @@ def main() -> None:
             write_cards(model, name, json.loads((CHECKPOINTS / name / "metrics.json").read_text()), args.seed)
             continue
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        if args.learned:
+        if args.measure_only:
+            measured = {**measure(args, name), "fit_seconds": results[name]["fit_seconds"]}
+        elif args.learned:
             trained = args.learned / preset / "autoencoder"
             if not trained.exists():
-                print(f"{name}: {trained} is missing, stays as it is")
+                print(f"{name}: {trained} is missing, so this tokenizer stays as it is")
                 continue
             model = AutoencoderPQ.from_pretrained(trained).eval()
             measured = {**ship(args, model, name), "fit_seconds": results[name]["fit_seconds"]}

@@ -1,11 +1,11 @@
-"""Make the tiny suite from nothing: tokenizers, base, three adaptations, their measurements and cards.
+"""Make the tiny suite from the beginning: tokenizers, base, three adapted models, their measurements and cards.
 
     python training/tiny_suite.py
 
-Two cores should need about eight hours, by the times of the single steps. What is finished is not done again, and a trainer
-that was killed goes on: run the same command. Work lies in runs/tiny_suite; the last step replaces
-src/pqdiff/checkpoints/tiny-*, model_cards/tiny-*.md and benchmarks/results/tiny_suite.json. `--only` names the pipelines to
-replace, of those that are finished.
+Two cores should need about eight hours, judged by the times of the single steps. After an interruption, run the same
+command: finished steps are not repeated, and a trainer that was killed continues. The work is in runs/tiny_suite; the last
+step replaces src/pqdiff/checkpoints/tiny-*, model_cards/tiny-*.md and benchmarks/results/tiny_suite.json. `--only` names
+the finished pipelines to replace.
 """
 
 import argparse
@@ -20,9 +20,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from pqdiff import PQStableDiffusionPipeline
+from pqdiff.adaptation.variants import load_variant
 from pqdiff.hub.local_paths import forget_local_paths
 from pqdiff.hub.pipeline_cards import write_pipeline_card
-from pqdiff.pipelines.variants import load_variant
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / "src" / "pqdiff" / "checkpoints"
@@ -32,11 +32,11 @@ RESOLUTIONS = {"precise": 64, "quick": 64, "hr": 128}
 NAMES = ("base", *RESOLUTIONS)
 
 LIMITS = (
-    "It knows generated scenes of colored shapes and the words of their captions, nothing else: it shows that the whole "
-    "path works, and is no model of the world. For photos adapt Stable Diffusion 2.1 with training/adapt_sd.py."
+    "It knows only generated scenes of colored shapes and the words of their captions. It shows that the whole path "
+    "works; it cannot generate other images. For photos adapt Stable Diffusion 2.1 with training/adapt_sd.py."
 )
 
-# What the shipped weights are, where it is not what a run of this script would make.
+# How the shipped weights were made, where this script would do something else.
 NOTES = {
     "base": "9,600 steps of ldm.yaml, then 5,000 of ldm_more.yaml on 40,000 other scenes, 1,336 of them by one process and "
     "the others by two.",
@@ -79,7 +79,7 @@ def steps(work: Path, num_scenes: int) -> list[tuple[str, Path, list[str]]]:
             script("cache_latents", *kl_cache, "--seed", 2, "--output", work / "cache-kl-64"),
         ),
         (
-            "base, gone on",
+            "base, continued",
             work / "base/pipeline",
             trainer(
                 "train_ldm", "ldm_more", work / "base",
@@ -116,7 +116,7 @@ def trainer(name: str, config: str, output: Path, *more) -> list[str]:
 
 
 def finished(result: Path) -> bool:
-    """Whether a step's result is complete: a model, or a cache that says so."""
+    """Whether the result of a step is complete: a model, or a cache whose index says so."""
     index = result / "index.json"
     return json.loads(index.read_text()).get("complete", False) if index.is_file() else (
         (result / "model_index.json").is_file() or (result / "config.json").is_file()
@@ -124,7 +124,7 @@ def finished(result: Path) -> bool:
 
 
 def ship(work: Path, names: Sequence[str]) -> None:
-    """The pipelines in half precision, as the package carries them."""
+    """Save the pipelines in half precision, as the package has them."""
     for name in names:
         kind = StableDiffusionPipeline if name == "base" else PQStableDiffusionPipeline
         pipeline = kind.from_pretrained(work / name / "pipeline", torch_dtype=torch.float32)
@@ -137,7 +137,7 @@ def ship(work: Path, names: Sequence[str]) -> None:
 
 
 def write_cards(names: Sequence[str]) -> None:
-    """Cards with the measurements, in the package and in model_cards."""
+    """Write cards with the measurements to the package and to model_cards."""
     results = json.loads(RESULTS.read_text())
     for name in names:
         folder = CHECKPOINTS / f"tiny-{name}"
@@ -157,7 +157,7 @@ def write_cards(names: Sequence[str]) -> None:
             training={
                 "steps": sum(stage.steps for stage in stages) if adapted else BASE_STEPS,
                 "batch_size": 64,
-                "dataset": "generated scenes (pqdiff.data.scenes)",
+                "dataset": "generated scenes (pqdiff.data.scenes.scenes)",
                 "note": NOTES.get(name, "Made by the steps of training/tiny_suite.py on two CPU cores."),
             },
             metrics={
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--num_scenes", type=int, default=60_000, help="to train on (default: 60000)")
     parser.add_argument("--num_prompts", type=int, default=500, help="to measure with (default: 500)")
     parser.add_argument(
-        "--cards-only", action="store_true", help="write the cards again, from the results as they are"
+        "--cards-only", action="store_true", help="write only the cards, from the results that are there"
     )
     parser.add_argument(
         "--only", nargs="+", choices=NAMES, help="ship, measure and describe these as they are in --work"
@@ -189,7 +189,7 @@ def main() -> None:
     if not args.cards_only:
         for name, result, command in [] if args.only else steps(args.work, args.num_scenes):
             if finished(result):
-                print(f"{name}: there already", flush=True)
+                print(f"{name}: done already", flush=True)
                 continue
             print(f"{name}: {' '.join(command)}", flush=True)
             subprocess.run(command, check=True, cwd=ROOT)

@@ -1,12 +1,12 @@
-"""Train an autoencoder with quantized latents: PQGAN, from random weights, the closed form, or another autoencoder.
+"""Train an autoencoder with quantized latents (PQGAN): from random weights, the closed form, or another autoencoder.
 
     accelerate launch training/train_pqgan.py --config training/configs/pqgan/smoke.yaml --output_dir runs/smoke
     accelerate launch training/train_pqgan.py --preset f8-d128-s64-k512 --dataset photos/ --hold_out 10 --output_dir runs/f8
 
-The loss is L1, LPIPS (VGG16) and a patch discriminator, each of which a weight of 0 leaves out. `--init closed_form`
-fits the linear path and the codebooks first; with `--model '{conv_networks: true}'` networks begin beside it, silent.
-One step is one batch, in which both optimizers step. Killed at any moment, the same command with `--resume` ends in the
-same weights. The result is OUTPUT_DIR/autoencoder, which stock pipelines take as their `vae`.
+The loss has L1, L2, LPIPS (VGG16) and a patch discriminator; a weight of 0 leaves a part out. `--init closed_form` first
+fits a linear transform and the codebooks; with `--model` and transform_type `sum`, networks beside it begin with an
+output of 0. One step is one batch, in which both optimizers step. If the process is killed at any moment, the same
+command with `--resume` gives the same weights. The result is OUTPUT_DIR/autoencoder, a `vae` for stock pipelines.
 """
 
 import math
@@ -14,190 +14,151 @@ import math
 import torch
 
 from pqdiff import AutoencoderPQ
-from pqdiff.data.images import normalize
-from pqdiff.losses import PatchDiscriminator, PerceptualLoss, VQGANLoss
+from pqdiff.adaptation.stages import Stage
+from pqdiff.data.images.reading import normalize
+from pqdiff.fitting.latents import measure_latents
+from pqdiff.hub.cards import TokenizerEvaluation
 from pqdiff.metrics import CodebookUsage
-from pqdiff.models.presets import PRESETS
-from pqdiff.pipelines.variants import Stage
-from pqdiff.training.arguments import TrainerParser, construct, positive, structured
+from pqdiff.training.arguments import TrainerParser
 from pqdiff.training.autoencoders import (
+    ModelOptions,
+    add_model_arguments,
+    center_crops,
     initial_autoencoder,
-    last_layer,
-    measure_standardization,
     weight_groups,
 )
-from pqdiff.training.codewords import CodewordCounts, check_restartable, restart_codewords
+from pqdiff.training.codewords import CodewordRestarts
 from pqdiff.training.first_lines import say_what_runs
-from pqdiff.training.photos import add_photo_arguments, open_photo_samples, open_photos, spread
-from pqdiff.training.publish import add_publish_arguments, check_publish_arguments
-from pqdiff.training.randomness import generator_for
-from pqdiff.training.reconstruction import ReconstructionValidation, add_reconstruction_arguments
-from pqdiff.training.schedule import learning_rate
-from pqdiff.training.session import Session, run
+from pqdiff.training.images import ImageOptions, add_image_arguments, open_image_samples, open_images, spread
+from pqdiff.training.publish import PublishOptions, add_publish_arguments
+from pqdiff.training.reconstruction import (
+    ReconstructionOptions,
+    ReconstructionValidation,
+    add_reconstruction_arguments,
+)
+from pqdiff.training.run_options import RunOptions
+from pqdiff.training.schedule import ScheduleOptions
+from pqdiff.training.session import Session
+from pqdiff.training.stopping import run
+from pqdiff.training.tokenizer_loss import LossOptions, add_loss_arguments, build_loss
 from pqdiff.training.tokenizer_result import save_tokenizer
 
 
 def parse(argv=None):
     parser = TrainerParser(__doc__)
-    model = parser.add_argument_group("model")
-    model.add_argument("--preset", help=f"{', '.join(PRESETS)}, or any other by the same scheme")
-    model.add_argument("--init", default="random", help="random, closed_form, or an autoencoder: name, folder, Hub id")
-    model.add_argument("--model", type=structured, default={}, help="constructor arguments of AutoencoderPQ")
-    model.add_argument(
-        "--fit_images", type=positive, default=1000, help="to fit the closed form, and latents' statistics, to"
-    )
-    model.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
-    model.add_argument("--restart_dead_codewords", type=int, default=0, help="steps between restarts; 0: never")
+    add_model_arguments(parser)
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
+    parser.add_argument("--restart_dead_codewords", type=int, default=0, help="steps between restarts; 0: never")
     rates = parser.add_argument_group("learning")
     rates.add_argument("--steps", type=int, default=100_000, help="optimizer steps: batches")
-    rates.add_argument("--learning_rate", type=float, default=4.5e-6, help="of the networks, as it is: never scaled")
+    rates.add_argument("--learning_rate", type=float, default=4.5e-6, help="of the networks; never scaled")
     rates.add_argument("--encoder_learning_rate", type=float, help="of the encoder network; 0: frozen; default: same")
-    rates.add_argument("--linear_learning_rate", type=float, help="of the path over patches; 0: frozen; default: same")
+    rates.add_argument("--linear_learning_rate", type=float, help="of the linear path; 0: frozen; default: same")
     rates.add_argument("--codebook_learning_rate", type=float, help="of the codewords; 0: frozen; default: same")
-    rates.add_argument(
-        "--networks_first_steps", type=int, default=0, help="steps before linear path and codewords learn"
-    )
-    loss = parser.add_argument_group("loss")
-    loss.add_argument("--l1_weight", type=float, default=1.0, help="of absolute differences")
-    loss.add_argument("--l2_weight", type=float, default=0.0, help="of squared differences")
-    loss.add_argument("--quantizer_weight", type=float, default=1.0, help="of the quantizer's loss")
-    loss.add_argument("--perceptual_weight", type=float, default=1.0, help="of LPIPS; 0: VGG16 is not needed")
-    loss.add_argument("--perceptual_weights", help="file with VGG16's weights; default: $PQDIFF_VGG16, else the Hub's")
-    loss.add_argument("--perceptual_sha256", help="beginning of that file's SHA-256, if it is another than usual")
-    loss.add_argument("--adversarial_weight", type=float, default=0.8, help="on top of the adaptive one; 0: no GAN")
-    loss.add_argument("--disc_start", type=int, default=1, help="first step in which the discriminator counts")
-    loss.add_argument("--disc_pretrain_steps", type=int, default=1, help="steps that it learns before that")
-    loss.add_argument("--disc_loss", choices=("hinge", "vanilla"), default="hinge", help="of the discriminator")
-    loss.add_argument("--disc_learning_rate", type=float, help="default: same")
-    loss.add_argument("--disc_init", help="folder or Hub id of a discriminator to go on from")
-    loss.add_argument(
-        "--discriminator", type=structured, default={}, help="constructor arguments of PatchDiscriminator"
-    )
-    add_photo_arguments(parser)
+    rates.add_argument("--disc_learning_rate", type=float, help="of the discriminator; default: same")
+    add_loss_arguments(parser)
+    add_image_arguments(parser)
     add_reconstruction_arguments(parser)
     add_publish_arguments(parser)
     parser.set_defaults(adam_betas=(0.5, 0.9), weight_decay=0.0)
     args = parser.parse(argv)
-    check_publish_arguments(args)
+    if args.disc_learning_rate is None:
+        args.disc_learning_rate = args.learning_rate
+    PublishOptions.from_args(args).check()
     return args
 
 
 def main(argv=None) -> AutoencoderPQ:
-    """Train, and give the autoencoder that was saved."""
+    """Train, and return the autoencoder that was saved."""
     args = parse(argv)
-    stage = Stage(args.resolution, args.steps, 1.0, "all")  # learning rates are parts of their peaks
-    photos, held_out = open_photos(args)
-    session = Session(args, args.steps)
-    accelerator, device = session.accelerator, session.accelerator.device
-    checkpoint = session.find()
-    autoencoder = initial_autoencoder(session, spread(photos, args.fit_images, args.seed), bool(checkpoint))
+    stage = Stage(args.resolution, args.steps, 1.0)  # learning rates are parts of the peaks of the groups
+    start, data, terms = ModelOptions.from_args(args), ImageOptions.from_args(args), LossOptions.from_args(args)
+    images, held_out = open_images(data)
+    session = Session(RunOptions.from_args(args), args.steps, "pqdiff-pqgan")
+    device = session.device
+    autoencoder = initial_autoencoder(session, start, spread(images, args.fit_images, args.seed), args.resolution)
     autoencoder.to(device).train()
-    samples = open_photo_samples(args, photos, autoencoder.downsample_factor)
+    samples = open_image_samples(data, images, autoencoder.downsample_factor)
     if args.gradient_checkpointing:
         autoencoder.enable_gradient_checkpointing()
-    discriminator = build_discriminator(args, device)
-    perceptual = None
-    if args.perceptual_weight:
-        perceptual = PerceptualLoss(args.perceptual_weights, sha256=args.perceptual_sha256).to(device)
-    criterion = VQGANLoss(
-        discriminator,
-        perceptual,
-        l1_weight=args.l1_weight,
-        l2_weight=args.l2_weight,
-        perceptual_weight=args.perceptual_weight,
-        quantizer_weight=args.quantizer_weight,
-        disc_start=args.disc_start,
-        disc_pretrain_steps=args.disc_pretrain_steps,
-        disc_weight=args.adversarial_weight,
-        disc_loss=args.disc_loss,
-    )
-    counts = CodewordCounts(autoencoder.quantizer.codebook_sizes).to(device)
-    if args.restart_dead_codewords:
-        check_restartable(autoencoder)
-        accelerator.register_for_checkpointing(counts)
+    loss_of = build_loss(terms, device, args.seed + 1)
+    discriminator = loss_of.network
+    restarts = CodewordRestarts(session, autoencoder, args.restart_dead_codewords)
 
     groups = optimizer_groups(args, autoencoder)
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    optimizer = torch.optim.AdamW(groups, 1.0, args.adam_betas, weight_decay=args.weight_decay)
-    models, optimizers = {"autoencoder": autoencoder}, [optimizer]
-    session.average(models)
+    optimizers = [torch.optim.AdamW(groups, 1.0, args.adam_betas, weight_decay=args.weight_decay)]
+    models = {"autoencoder": autoencoder}
+    session.start_ema(models)
     if discriminator is not None:
         models["discriminator"] = discriminator
         group = {"params": list(discriminator.parameters()), "name": "discriminator", "peak": args.disc_learning_rate}
         optimizers.append(torch.optim.AdamW([group], 1.0, args.adam_betas, weight_decay=args.weight_decay))
-    say_what_runs(session, autoencoder, discriminator, groups, photos)
+    say_what_runs(
+        session,
+        autoencoder,
+        groups,
+        images,
+        resolution=args.resolution,
+        discriminator=discriminator,
+        disc_start=args.disc_start,
+        disc_learning_rate=args.disc_learning_rate,
+    )
     wrapped, optimizer, *disc_optimizers = session.prepare(models, *optimizers)
-    criterion.network = wrapped.get("discriminator")
-    if checkpoint:
-        session.load(checkpoint[0])
-    session.start_trackers("pqdiff-pqgan")
-
-    validation, numbers = None, {}
+    loss_of.network = wrapped.get("discriminator")
+    result = session.ema["autoencoder"].model if session.ema else autoencoder
+    validation = None
     if held_out is not None and args.validation_steps:
-        validation = ReconstructionValidation(session, spread(held_out, args.validation_images, args.seed), perceptual)
-        if session.step in (0, args.steps):  # what training starts from; what a run that was done ended with
-            numbers = validation(result_of(session, autoencoder), session.step)
+        validation_images = spread(held_out, args.validation_images, args.seed)
+        options = ReconstructionOptions.from_args(args)
+        validation = ReconstructionValidation(session, options, result, validation_images, loss_of.perceptual)
+        if session.step in (0, args.steps):  # what training begins with, or what a finished run ended with
+            validation.measure(session.step)
 
-    batches = samples.batches(session.layout, args.seed, session.step, args.steps, args.dataloader_workers)
-    for micro_batches in batches:
-        step = session.step
-        factor = learning_rate(stage, step, args.lr_schedule, args.lr_warmup_steps)
-        for group in (group for opt in (optimizer, *disc_optimizers) for group in opt.param_groups):
-            resting = step < args.networks_first_steps and group["name"] in ("linear", "codebooks")
-            group["lr"] = 0.0 if resting else group["peak"] * factor
-        for batch in micro_batches:
-            with accelerator.accumulate(*wrapped.values()):
-                images = normalize(batch["pixels"].to(device))
-                with accelerator.autocast():
-                    output, quantizer_loss, indices = wrapped["autoencoder"](images, return_dict=False)
-                loss, logs = criterion.generator(images, output, quantizer_loss, last_layer(autoencoder), step)
-                session.check_finite(loss, batch)
-                accelerator.backward(loss)
-                session.clip_gradients(parameters)
-                optimizer.step()
-                optimizer.zero_grad()
-                if criterion.discriminator_factor(step):
-                    loss, disc_logs = criterion.discriminator(images, output, step)
-                    session.check_finite(loss, batch, log=False)
-                    accelerator.backward(loss)
-                    session.clip_gradients(discriminator.parameters())
-                    disc_optimizers[0].step()
-                    disc_optimizers[0].zero_grad()
-                    logs |= disc_logs
-            if args.restart_dead_codewords:
-                counts.update(indices)
-        session.update_averages(models)
-        if args.restart_dead_codewords and (step + 1) % args.restart_dead_codewords == 0:
-            restart(session, autoencoder, counts, images, optimizer)
-        if validation is not None and validation.due(step + 1):
-            numbers = validation(result_of(session, autoencoder), step + 1)
-        logged = numbers_for_log(session, logs, indices, autoencoder)
-        session.end_of_step({"learning_rate": args.learning_rate * factor, **logged})
+    for step in session.steps(samples, stage, ScheduleOptions.from_args(args), validate=validation):
+        for batch in step.micro_batches():
+            pixels = normalize(batch["pixels"].to(device))
+            with session.autocast():
+                # Without tokens where the quantizer has none while it trains.
+                output, quantizer_loss, indices, quantizer_logs = wrapped["autoencoder"](pixels, return_dict=False)
+            loss, logs = loss_of.generator(pixels, output, quantizer_loss, autoencoder.last_layer, step.number)
+            step.backward(loss)
+            step.update(optimizer)
+            if loss_of.discriminator_factor(step.number):
+                loss, disc_logs = loss_of.discriminator(pixels, output, step.number)
+                step.backward(loss, log=False)
+                step.update(disc_optimizers[0])
+                logs |= disc_logs
+            restarts.count(indices)
+        autoencoder.quantizer.after_step(step.number)
+        restarts.step(step.number, pixels, optimizer)
+        step.log(learning_rate=args.learning_rate * step.learning_rate)
+        if step.is_logged:
+            step.log(**numbers_for_log({**logs, **quantizer_logs}, indices, autoencoder))
 
-    result = result_of(session, autoencoder).to(device).eval()
-    if accelerator.is_main_process:
-        measure_standardization(result, spread(photos, args.fit_images, args.seed), args.resolution)
-        if discriminator is not None:
-            discriminator.save_pretrained(args.output_dir / "discriminator")
-    save_tokenizer(session, result, numbers, validation.count if validation is not None else 0)
-    accelerator.wait_for_everyone()
+    result.to(device).eval()
+    # On every rank, so that all return the same model.
+    measure_latents(result, center_crops(spread(images, args.fit_images, args.seed), args.resolution))
+    if session.accelerator.is_main_process and discriminator is not None:
+        discriminator.save_pretrained(args.output_dir / "discriminator")
+    evaluation = None
+    if validation is not None:
+        evaluation = TokenizerEvaluation(
+            validation.count, data.validation_name, validation.resolution, validation.values
+        )
+    save_tokenizer(
+        session,
+        result,
+        PublishOptions.from_args(args),
+        training=describe_training(session, args, start, data, terms),
+        evaluation=evaluation,
+    )
+    session.accelerator.wait_for_everyone()
     session.close()
     return result
 
 
-def build_discriminator(args, device) -> PatchDiscriminator | None:
-    """A fresh discriminator, that of `--disc_init`, or None without an adversarial loss."""
-    if not args.adversarial_weight:
-        return None
-    args.disc_learning_rate = args.learning_rate if args.disc_learning_rate is None else args.disc_learning_rate
-    if args.disc_init:
-        return PatchDiscriminator.from_pretrained(args.disc_init).to(device).train()
-    torch.manual_seed(args.seed + 1)
-    return construct(PatchDiscriminator, "--discriminator", args.discriminator).to(device).train()
-
-
 def optimizer_groups(args, autoencoder) -> list[dict]:
-    """Groups of weights that learn, each with the peak of its learning rate; the others are frozen."""
+    """Groups of weights that learn, each with the peak of its learning rate; all other weights are frozen."""
     groups = []
     given = {
         "encoder": args.encoder_learning_rate,
@@ -218,36 +179,25 @@ def optimizer_groups(args, autoencoder) -> list[dict]:
     return groups
 
 
-def result_of(session: Session, autoencoder):
-    """The averaged weights where there are some."""
-    return session.averages["autoencoder"].average if session.averages else autoencoder
+def numbers_for_log(logs: dict, indices: torch.Tensor | None, autoencoder) -> dict[str, float]:
+    """Numbers of the last micro-batch of this rank: parts of the loss and, if there are tokens, use of the codebooks."""
+    numbers = {name: value for name, value in logs.items() if name != "loss"}
+    if indices is not None:
+        usage = CodebookUsage(autoencoder.quantizer.codebook_sizes, sync_on_compute=False).to(indices.device)
+        usage.update(indices)
+        computed = usage.compute()
+        numbers |= {f"batch_codebook_{name}": computed[name] for name in ("utilization", "h_n")}
+    return {name: round(float(value), 6) for name, value in numbers.items()}
 
 
-def restart(session: Session, autoencoder, counts: CodewordCounts, images, optimizer) -> None:
-    """Give codewords that no rank has used since the last time a new place, the same on all ranks."""
-    accelerator = session.accelerator
-    total = counts.counts
-    if accelerator.num_processes > 1:
-        from accelerate.utils import broadcast
-
-        total, images = accelerator.reduce(total, "sum"), broadcast(images.contiguous())
-    generator = generator_for(session.args.seed, "restart", session.step)
-    moved = restart_codewords(autoencoder, total, images, generator, optimizer, session.averages)
-    counts.counts.zero_()
-    if moved:
-        session.say(f"step {session.step + 1}: {moved:,} codewords that were not in use have a new place")
-
-
-def numbers_for_log(session: Session, logs: dict, indices, autoencoder) -> dict[str, float]:
-    """What the last micro-batch of this rank says, for lines of the log that are written."""
-    if (session.step + 1) % session.args.log_steps and session.step + 1 != session.total_steps:
-        return {}
-    usage = CodebookUsage(autoencoder.quantizer.codebook_sizes, sync_on_compute=False).to(indices.device)
-    usage.update(indices)
-    used = {
-        f"batch_codebook_{name}": value for name, value in usage.compute().items() if name in ("utilization", "h_n")
-    }
-    return {name: round(float(value), 6) for name, value in {**logs, **used}.items() if name != "loss"}
+def describe_training(session: Session, args, start: ModelOptions, data: ImageOptions, terms: LossOptions) -> str:
+    """How the autoencoder was trained, for its card."""
+    ema = f" The weights are an EMA (decay {args.ema_decay:g})." if args.ema_decay else ""
+    return (
+        f"By `training/train_pqgan.py` from {start.describe()} (seed {args.seed}), on {data.name}: "
+        f"{session.total_steps:,} steps of {session.layout.global_batch_size} crops of {args.resolution} px, learning "
+        f"rate {args.learning_rate:g}; loss: {terms.describe()}.{ema}"
+    )
 
 
 if __name__ == "__main__":

@@ -13,27 +13,23 @@ from tests.training.support import flags, free_port, fresh_process, state_of
 from training import train_pqgan
 
 STEPS, DISC_START = 8, 4
+
+
+def beside_patches(patch_size: int, block_out_channels: list[int]) -> dict:
+    """Constructor arguments of small networks beside a linear transform of patches."""
+    conv = {"block_out_channels": block_out_channels, "layers_per_block": 1, "norm_num_groups": 4, "mid_channels": 8}
+    patch = {"patch_size": patch_size, "tied": True}
+    parts = [{"type": "patch", "config": patch}, {"type": "conv", "config": conv}]
+    return {"transform_type": "sum", "transform_config": {"parts": parts}}
+
+
 MODEL = {
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "block_out_channels": [8, 16],
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "z_channels": 8,
-    "latent_channels": 8,
+    **beside_patches(2, [8, 16]),
     "quantizer_config": {"num_subspaces": 4, "codebook_size": 16},
-    "patch_shortcut": True,
+    "latent_channels": 8,
     "sample_size": SIDE,
 }
-NETWORKS = {
-    "conv_networks": True,
-    "block_out_channels": [8, 8, 16],
-    "down_block_types": ["DownEncoderBlock2D"] * 3,
-    "up_block_types": ["UpDecoderBlock2D"] * 3,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "z_channels": 8,
-}
+NETWORKS = beside_patches(4, [8, 8, 16])
 PRESET = "f4-d8-s4-k16"
 VALIDATION = {"validation_dataset": "scenes", "validation_images": 4, "validation_steps": 4}
 DEFAULTS = {

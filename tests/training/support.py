@@ -16,7 +16,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
-from pqdiff.training.session import run
+from pqdiff.training.stopping import SIGNALS, run
 from tests.tiny import SIDE, tiny_autoencoder, tiny_base_pipeline, tiny_kl_autoencoder
 from training import adapt_sd
 
@@ -26,7 +26,6 @@ STAGES = [
 ]
 STEPS = 8
 REFERENCE = {"ema_decay": 0.5, "checkpoints_total_limit": 9, "random_crop": True, "caption_dropout": 0.3}
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def save_models(folder: Path) -> Path:
@@ -186,7 +185,7 @@ def losses(output_dir: Path) -> list[tuple[int, float, float]]:
 
 
 def state_of(output_dir: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint: weights, averages and the optimizer's state."""
+    """Every tensor of a checkpoint: weights, EMA and the optimizer's state."""
     folder = output_dir / f"checkpoint-{step:08d}"
     state = {
         f"{path.name} {name}": tensor
@@ -223,4 +222,4 @@ def assert_same_state(first: dict[str, torch.Tensor], second: dict[str, torch.Te
     """Equal bit for bit."""
     assert first.keys() == second.keys()
     different = [name for name in first if not torch.equal(first[name], second[name])]
-    assert not different
+    assert different == [], different

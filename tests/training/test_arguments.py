@@ -4,7 +4,8 @@ import pytest
 import yaml
 from diffusers import UNet2DConditionModel
 
-from pqdiff.training.arguments import TrainerParser, check_keys, construct, structured, write_config
+from pqdiff.training.arguments import TrainerParser, check_keys, construct, structured
+from pqdiff.training.run_options import write_config
 
 
 def parse(*argv, config=None, folder=None):
@@ -49,8 +50,8 @@ def test_stages_on_the_command_line_are_yaml():
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ({"batchsize": 2}, "unknown key batchsize: did you mean batch_size?"),
-        ({"zzz": 2}, "unknown key zzz; known: "),
+        ({"batchsize": 2}, "unknown key batchsize: did you mean 'batch_size'?"),
+        ({"zzz": 2}, "unknown key zzz: choose one of "),
         ({"batch_size": 2.5}, "batch_size cannot be 2.5"),
         ({"batch_size": 0}, "must be at least 1, got 0"),
         ({"seed": "seven"}, "seed cannot be 'seven'"),
@@ -86,7 +87,7 @@ def test_counts_must_be_positive(flag, capsys):
 
 def test_the_written_file_gives_the_same_arguments_again(tmp_path):
     first = parse("--prompts", "a", "b c", "--fast", "--stages", "[{learning_rate: 1e-4}]", "--resume", "--seed", 3)
-    write_config(first, tmp_path / "config.yaml")
+    write_config(vars(first), tmp_path / "config.yaml")
     second = parse("--config", tmp_path / "config.yaml")
     left_out = {"config", "resume", "adam_betas"}
     assert {k: v for k, v in vars(first).items() if k not in left_out} == {
@@ -104,7 +105,7 @@ def test_every_flag_says_what_it_does(capsys):
 
 
 def test_unknown_constructor_arguments_get_a_suggestion():
-    with pytest.raises(ValueError, match="--model unet: unknown key sample_sice: did you mean sample_size"):
+    with pytest.raises(ValueError, match="--model unet: unknown key sample_sice: did you mean 'sample_size'"):
         construct(UNet2DConditionModel, "--model unet", {"sample_sice": 8})
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pqdiff.pipelines.variants import Stage
-from pqdiff.training.schedule import parse_stages
+from pqdiff.adaptation.stages import Stage, read_stages
 from training import adapt_sd, train_kl, train_ldm, train_pqgan
 
 CONFIGS = Path(adapt_sd.__file__).parent / "configs"
@@ -20,11 +19,11 @@ FILES = [path.relative_to(CONFIGS).as_posix() for path in sorted(CONFIGS.rglob("
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_config_file_fits_its_trainer(name):
-    trainer = train_pqgan if name.startswith("pqgan/") else OTHERS.get(name, adapt_sd)
+    trainer = train_pqgan if name.startswith(("pqgan/", "quantizers/")) else OTHERS.get(name, adapt_sd)
     models = ["--base", "a", "--autoencoder", "b"] if trainer is adapt_sd else []  # some leave them to the user
     args = trainer.parse(["--config", str(CONFIGS / name), "--output_dir", "run", *models])
     if models:
-        assert parse_stages(args.stages)
+        assert read_stages(args.stages)
     else:
         assert Stage(args.resolution, args.steps, args.learning_rate, "all")
 

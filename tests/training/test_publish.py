@@ -19,33 +19,33 @@ import pqdiff
 
 pipe = pqdiff.PQStableDiffusionPipeline.from_pretrained("user/tiny", cache_dir="pipe")
 pipe.set_progress_bar_config(disable=True)
-picture = pipe("a small red circle", num_inference_steps=2, output_type="pt", generator=torch.manual_seed(0)).images
-torch.save({"unet": pipe.unet.state_dict(), "picture": picture}, sys.argv[1])
+image = pipe("a small red circle", num_inference_steps=2, output_type="pt", generator=torch.manual_seed(0)).images
+torch.save({"unet": pipe.unet.state_dict(), "image": image}, sys.argv[1])
 """
 
 
 @pytest.fixture(scope="module")
 def pushed(models, tmp_path_factory):
-    """Folder of a run that was pushed, the files that the Hub has, and what a fresh process loads from there."""
+    """Folder of a run that was pushed, the files that the Hub has, and the address of the Hub."""
     folder = tmp_path_factory.mktemp("pushed")
     with serve_hub({}, TOKENS) as hub, pytest.MonkeyPatch.context() as patch:
         connect(patch, hub.address, "token of user", folder)
         options = {"push_to_hub": "user/tiny", "validation_prompts": (PROMPT,), "inference_steps": 2}
         options |= {"license": "apache-2.0", "checkpointing_steps": 100}
         adapt(models, folder / "run", **REFERENCE, **options)
-        loaded = run_in_fresh_process(LOAD, hub.address, folder)
-        return folder / "run", hub.repositories["user/tiny"].files, loaded
+        yield folder / "run", hub.repositories["user/tiny"].files, hub.address
 
 
-def test_the_pipeline_comes_back_by_repo_id_with_the_averaged_weights(pushed, reference):
-    run, _, loaded = pushed
+def test_the_pipeline_comes_back_by_repo_id_with_the_ema_weights(pushed, reference, tmp_path):
+    run, _, address = pushed
+    loaded = run_in_fresh_process(LOAD, address, tmp_path)
     expected = weights_of(reference / "pipeline" / "unet")
     assert loaded["unet"].keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded["unet"].items())
     pipe = PQStableDiffusionPipeline.from_pretrained(run / "pipeline")
     pipe.set_progress_bar_config(disable=True)
-    picture = pipe(PROMPT, num_inference_steps=2, output_type="pt", generator=torch.manual_seed(0)).images
-    torch.testing.assert_close(loaded["picture"], picture)
+    image = pipe(PROMPT, num_inference_steps=2, output_type="pt", generator=torch.manual_seed(0)).images
+    torch.testing.assert_close(loaded["image"], image)
 
 
 def test_everything_that_people_look_at_is_uploaded_and_nothing_that_trained_it(pushed):
@@ -92,7 +92,7 @@ def test_a_result_that_is_pushed_later_loads_by_its_repository_in_half_precision
         files = hub.repositories["user/later"].files
         half = LOAD.replace("user/tiny", "user/later").replace("cache_dir", 'variant="fp16", cache_dir')
         loaded = run_in_fresh_process(half, hub.address, tmp_path)
-    assert b'from_pretrained("user/later", torch_dtype=torch.float16, variant="fp16")' in files["README.md"]
+    assert b'from_pretrained("user/later", dtype=torch.float16, variant="fp16")' in files["README.md"]
     expected = weights_of(reference / "pipeline" / "unet")
     assert all(torch.equal(loaded["unet"][name], tensor.half().float()) for name, tensor in expected.items())
 

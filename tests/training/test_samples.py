@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pqdiff.data.captioned import FolderImages, StreamedImages
-from pqdiff.data.images import to_tensor
-from pqdiff.data.latents import LatentCache
-from pqdiff.data.scenes import SceneDataset
+from pqdiff.data.cache.reader import LatentCache
+from pqdiff.data.captions.captioned import FolderImages, StreamedImages
+from pqdiff.data.images.crops import resize_and_crop
+from pqdiff.data.images.reading import to_tensor
+from pqdiff.data.scenes.scenes import SceneDataset
 from pqdiff.training.batches import Layout
 from pqdiff.training.diffusion import DiffusionObjective
 from pqdiff.training.randomness import generator_for
-from pqdiff.training.samples import CachedSamples, PictureSamples, Preparation, StreamedSamples, cover, latents_of
+from pqdiff.training.samples import CachedSamples, ImageSamples, Preparation, StreamedSamples, latents_of
 from tests.tiny import FACTOR, SIDE, tiny_autoencoder, tiny_kl_autoencoder, tiny_scheduler
 from training import cache_latents
 
@@ -84,7 +85,7 @@ def test_captions_reach_batches_by_number_and_by_stream(tmp_path):
     )
     preparation = Preparation(SIDE, FACTOR)
     for samples in (
-        PictureSamples(FolderImages(tmp_path), preparation),
+        ImageSamples(FolderImages(tmp_path), preparation),
         StreamedSamples(StreamedImages("rows", rows.to_iterable_dataset()), preparation),
     ):
         captions = [text for (batch,) in samples.batches(Layout(1), 0, 0, 20) for text in batch["captions"]]
@@ -93,7 +94,7 @@ def test_captions_reach_batches_by_number_and_by_stream(tmp_path):
 
 def test_half_of_the_pictures_are_mirrored():
     pixels = batch_of(Preparation(32, 8, flip=True), numbered_picture())["pixels"]
-    plain = to_tensor(cover(numbered_picture(), (32, 32)))
+    plain = to_tensor(resize_and_crop(numbered_picture(), (32, 32), (0.5, 0.5)))
     mirrored = [torch.equal(picture, plain.flip(2)) for picture in pixels]
     assert all(flipped or torch.equal(picture, plain) for flipped, picture in zip(mirrored, pixels, strict=True))
     assert sum(mirrored) / 400 == pytest.approx(0.5, abs=0.07)
@@ -125,26 +126,18 @@ def test_a_resolution_must_be_divisible():
         Preparation(33, 2)
 
 
-@pytest.mark.parametrize("size", [(40, 40), (16, 48), (48, 16), (100, 7)])
-def test_covering_pictures_have_the_size_asked_for_and_show_the_middle(size):
-    picture = cover(numbered_picture(), size)
-    assert (picture.height, picture.width) == size
-    middle = np.asarray(picture)[size[0] // 2 - 1 : size[0] // 2 + 1].mean(axis=(0, 1))
-    assert middle[:2] == pytest.approx([15.5, 31.5], abs=1.5)
-
-
 # Samples by number.
 
 
 def test_every_epoch_shows_every_photo(photos):
-    samples = PictureSamples(photos, Preparation(SIDE, FACTOR))
+    samples = ImageSamples(photos, Preparation(SIDE, FACTOR))
     captions = [text for (batch,) in samples.batches(Layout(4), 0, 0, 6) for text in batch["captions"]]
     for epoch in (captions[:12], captions[12:]):
         assert {f"photo {number}" for number in range(11)} == set(epoch)
 
 
 def test_buckets_give_one_shape_per_batch_and_show_every_photo(photos):
-    samples = PictureSamples(photos, Preparation(SIDE, 8, buckets=True))
+    samples = ImageSamples(photos, Preparation(SIDE, 8, buckets=True))
     shapes, captions = set(), set()
     for (batch,) in samples.batches(Layout(2), 0, 0, 6):
         shapes.add(tuple(batch["pixels"].shape[2:]))
@@ -223,7 +216,7 @@ def caches(models, tmp_path_factory):
 @pytest.mark.parametrize(("name", "build"), [("pq", tiny_autoencoder), ("kl", tiny_kl_autoencoder)])
 def test_cached_samples_have_the_loss_of_the_pictures_and_their_captions(caches, name, build):
     autoencoder = build()
-    pictures = PictureSamples(SceneDataset(12, SIDE), Preparation(SIDE, FACTOR, caption_dropout=0.5))
+    pictures = ImageSamples(SceneDataset(12, SIDE), Preparation(SIDE, FACTOR, caption_dropout=0.5))
     cached = CachedSamples(LatentCache(caches / name), caption_dropout=0.5)
     objective = DiffusionObjective(tiny_scheduler())
     for step, (a, b) in enumerate(zip(*(x.batches(Layout(2, 2), 3, 0, 5) for x in (pictures, cached)), strict=True)):

@@ -4,11 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pqdiff.pipelines.variants import Stage
-from pqdiff.training.schedule import learning_rate, parse_stages, stage_at
+from pqdiff.adaptation.stages import Stage
+from pqdiff.training.schedule import ScheduleOptions, stage_at
 
 STAGE = Stage(64, 10, 1e-3, "all")
-GIVEN = {"resolution": 64, "steps": 10, "learning_rate": 1e-3, "trainable": "all"}
+
+
+def learning_rate(stage, step, schedule="constant", warmup=0):
+    return ScheduleOptions(schedule, warmup).learning_rate(stage, step)
 
 
 def test_constant_after_a_linear_warm_up():
@@ -45,29 +48,5 @@ def test_the_end_of_the_run_is_the_end_of_the_last_stage():
 
 
 def test_a_checkpoint_beyond_the_stages_is_an_error():
-    with pytest.raises(ValueError, match="is at step 14, but its stages have 13 steps in all"):
+    with pytest.raises(ValueError, match="is at step 14, but its stages have only 13 steps"):
         stage_at([STAGE, Stage(64, 3, 1e-3, "all")], 14)
-
-
-def test_stages_come_from_mappings():
-    assert parse_stages([GIVEN, {**GIVEN, "learning_rate": "1e-3"}]) == [STAGE, STAGE]
-
-
-@pytest.mark.parametrize(
-    ("values", "named"),
-    [
-        (None, "must be a list"),
-        ([], "at least one"),
-        ({"steps": 3}, "must be a list"),
-        ([GIVEN, 3], "stage 2: expected the keys resolution, steps"),
-        ([{**GIVEN, "rate": 1}], "stage 1: key 'rate' is unknown"),
-        ([{**GIVEN, "learning_rat": 1}], "did you mean 'learning_rate'"),
-        ([{"steps": 3}], "stage 1: key 'resolution' is missing"),
-        ([{**GIVEN, "steps": 0}], r"stage 1: steps \(0\) must be a positive integer"),
-        ([{**GIVEN, "learning_rate": "fast"}], "learning_rate"),
-        ([{**GIVEN, "trainable": "text"}], r"trainable \('text'\) must be one of projections, all, lora"),
-    ],
-)
-def test_malformed_stages_are_named(values, named):
-    with pytest.raises(ValueError, match=named):
-        parse_stages(values)

@@ -5,11 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from pqdiff import PQStableDiffusionPipeline
-from pqdiff.data.captioned import open_captioned
+from pqdiff.data.captions.captioned import open_captioned
 from pqdiff.training.batches import Layout
 from pqdiff.training.diffusion import DiffusionObjective
 from pqdiff.training.randomness import generator_for
-from pqdiff.training.samples import PictureSamples, Preparation, latents_of
+from pqdiff.training.samples import ImageSamples, Preparation, latents_of
 from pqdiff.training.solve import solve_conv_in, solve_conv_out
 from pqdiff.training.text import frozen_states
 from tests.tiny import FACTOR, SIDE, tiny_autoencoder, tiny_base_pipeline
@@ -34,7 +34,7 @@ def conv_in_map(scenes, autoencoder):
 
 def loss_of(pipe, scenes, seed=9):
     objective = DiffusionObjective(pipe.scheduler)
-    samples = PictureSamples(scenes, Preparation(SIDE, FACTOR))
+    samples = ImageSamples(scenes, Preparation(SIDE, FACTOR))
     total = 0.0
     for number, (batch,) in enumerate(samples.batches(Layout(8), seed, 0, 4)):
         latents = latents_of(batch, pipe.vae, CPU)
@@ -45,7 +45,7 @@ def loss_of(pipe, scenes, seed=9):
     return total / 4
 
 
-def test_the_map_predicts_the_old_latents_of_new_pictures(scenes, autoencoder):
+def test_the_map_predicts_the_old_latents_of_new_images(scenes, autoencoder):
     old_autoencoder = tiny_autoencoder(linear=True, latent_channels=4)
     weight, bias = solve_conv_in(scenes, SIDE, old_autoencoder, autoencoder, CPU, count=48)
     batch = Preparation(SIDE, FACTOR).batch(
@@ -60,16 +60,16 @@ def test_solved_projections_lower_the_loss_before_the_first_step(scenes, autoenc
     base = tiny_base_pipeline()
     copied = PQStableDiffusionPipeline.from_stable_diffusion(base, autoencoder, init="variance")
     solved = PQStableDiffusionPipeline.from_stable_diffusion(base, autoencoder, init="lstsq", conv_in_map=conv_in_map)
-    samples = PictureSamples(scenes, Preparation(SIDE, FACTOR))
+    samples = ImageSamples(scenes, Preparation(SIDE, FACTOR))
     objective = DiffusionObjective(solved.scheduler)
     solve_conv_out(solved, objective, samples.batches(Layout(8), 1, 0, 6), 0, CPU)
     assert loss_of(solved, scenes) < 0.9 * loss_of(copied, scenes)
 
 
-def test_pictures_may_come_as_a_stream(scenes, autoencoder, conv_in_map, tmp_path):
+def test_images_may_come_as_a_stream(scenes, autoencoder, conv_in_map, tmp_path):
     import datasets
 
-    from pqdiff.data.captioned import StreamedImages
+    from pqdiff.data.captions.captioned import StreamedImages
 
     rows = datasets.Dataset.from_list(
         [{"image": scenes[i]["image"], "text": ""} for i in range(50)],
@@ -81,8 +81,6 @@ def test_pictures_may_come_as_a_stream(scenes, autoencoder, conv_in_map, tmp_pat
 
 
 def test_autoencoders_of_different_factors_see_sizes_with_the_same_grid(scenes):
-    finer = tiny_autoencoder(
-        linear=True, block_out_channels=(8,), down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",)
-    )  # fmt: skip
+    finer = tiny_autoencoder(linear=True, transform_config={"patch_size": 1})
     weight, bias = solve_conv_in(scenes, SIDE // 2, tiny_base_pipeline().vae, finer, CPU, count=16)
     assert (weight.shape, bias.shape) == ((4, 8), (4,))

@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from pqdiff.data.images import normalize, to_tensor
-from pqdiff.data.scenes import SceneDataset
-from pqdiff.training.session import run
+from pqdiff.data.images.reading import normalize, to_tensor
+from pqdiff.data.scenes.scenes import SceneDataset
+from pqdiff.training.stopping import run
 from tests.tiny import SIDE
 from tests.training.support import (
     assert_same_state,
@@ -110,7 +110,7 @@ def test_a_frozen_encoder_keeps_the_latents(trained, tmp_path):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"model": {"latent_channel": 4}}, "--model: unknown key latent_channel: did you mean latent_channels?"),
+        ({"model": {"latent_channel": 4}}, "--model: unknown key latent_channel: did you mean 'latent_channels'?"),
         ({"steps": 0}, "steps (0) must be a positive integer"),
         ({"learning_rate": -1}, "learning_rate (-1.0) must be a positive number"),
         ({"num_scenes": 0}, "num_scenes (0) must be at least 1"),

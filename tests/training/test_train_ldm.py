@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from pqdiff.training.session import run
+from pqdiff.training.stopping import run
 from tests.tiny import SIDE, TEXT_WIDTH
 from tests.training.support import (
     assert_same_state,
@@ -59,18 +59,16 @@ def trained(models, tmp_path_factory):
     return folder
 
 
-def test_the_result_is_a_stock_pipeline_of_averaged_models(trained):
+def test_the_result_is_a_stock_pipeline_of_ema_models(trained):
     pipe = StableDiffusionPipeline.from_pretrained(trained / "pipeline")
     state = state_of(trained, STEPS)
     for part in ("unet", "text_encoder"):
         for name, tensor in getattr(pipe, part).state_dict().items():
             assert torch.equal(tensor, state[f"ema_{part}.safetensors {name}"])
     pipe.set_progress_bar_config(disable=True)
-    picture = pipe(
-        "a small red circle", num_inference_steps=2, output_type="pt", generator=torch.manual_seed(0)
-    ).images
-    assert picture.shape == (1, 3, SIDE, SIDE)
-    assert picture.std() > 0
+    image = pipe("a small red circle", num_inference_steps=2, output_type="pt", generator=torch.manual_seed(0)).images
+    assert image.shape == (1, 3, SIDE, SIDE)
+    assert image.std() > 0
 
 
 def test_unet_and_text_encoder_both_learn(trained):
@@ -130,7 +128,14 @@ def test_latents_may_be_product_quantized(models, tmp_path):
     assert weights_of(tmp_path / "pipeline" / "unet")["conv_in.weight"].shape[1] == 8
 
 
-def test_validation_pictures_are_painted(models, tmp_path):
+def test_the_autoencoder_may_be_given_by_the_name_of_a_shipped_model():
+    vae = train_ldm.frozen_autoencoder("pqgan-f16-d128-s64-k128")
+    assert vae.config.latent_channels == 128
+    assert not vae.training
+    assert not any(parameter.requires_grad for parameter in vae.parameters())
+
+
+def test_validation_images_are_generated(models, tmp_path):
     options = {"validation_prompts": ("a red circle",), "validation_steps": 1, "inference_steps": 1, "steps": 1}
     train_ldm.main(ldm_flags(models, tmp_path, **options))
     assert (tmp_path / "validation" / "step-00000001.png").is_file()
@@ -142,12 +147,12 @@ def test_validation_pictures_are_painted(models, tmp_path):
         ({"autoencoder": None}, "--autoencoder is missing"),
         ({"autoencoder": "nowhere"}, "nowhere"),
         ({"dataset": None}, "--dataset is missing"),
-        ({"init": "tiny-base"}, "--model: --init tiny-base says already"),
+        ({"init": "tiny-base"}, "--model cannot be used: --init tiny-base"),
         ({"init": "tiny-bas", "model": None}, "tiny-bas"),
-        ({"model": {"unett": {}}}, "--model: unknown key unett: did you mean unet?"),
-        ({"model": {"unet": {"layers_per_blok": 1}}}, "layers_per_blok: did you mean layers_per_block?"),
-        ({"model": {**MODEL, "text_encoder": {"hiden_size": 8}}}, "did you mean hidden_size?"),
-        ({"model": {**MODEL, "scheduler": {"prediction": 8}}}, "did you mean prediction_type?"),
+        ({"model": {"unett": {}}}, "--model: unknown key unett: did you mean 'unet'?"),
+        ({"model": {"unet": {"layers_per_blok": 1}}}, "layers_per_blok: did you mean 'layers_per_block'?"),
+        ({"model": {**MODEL, "text_encoder": {"hiden_size": 8}}}, "did you mean 'hidden_size'?"),
+        ({"model": {**MODEL, "scheduler": {"prediction": 8}}}, "did you mean 'prediction_type'?"),
         ({"model": 3}, "--model must be a mapping"),
         ({"steps": 0}, "steps (0) must be a positive integer"),
         ({"resolution": 33}, "resolution (33) must be divisible by 2"),

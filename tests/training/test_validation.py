@@ -1,11 +1,12 @@
-"""Validation pictures come from fixed noise and the averaged weights, and training does not notice them."""
+"""Validation images come from fixed noise and the EMA weights, and do not change what is trained."""
 
 import pytest
 import torch
 from PIL import Image
 
 from pqdiff import PQStableDiffusionPipeline
-from pqdiff.training.validation import paint
+from pqdiff.training.validation import PromptValidation, ValidationOptions
+from tests.training.loops import open_session
 from tests.training.support import REFERENCE, adapt, assert_same_state, losses, state_of
 
 PROMPTS = ("a small red circle", "two large blue squares")
@@ -13,43 +14,43 @@ VALIDATION = {"validation_prompts": PROMPTS, "validation_steps": 4, "inference_s
 
 
 @pytest.fixture(scope="module")
-def painted(models, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("painted")
+def generated(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generated")
     adapt(models, folder, **REFERENCE, **VALIDATION)
     return folder
 
 
-def test_a_grid_is_painted_at_every_validation_step(painted):
-    names = [path.name for path in sorted((painted / "validation").iterdir())]
+def test_a_grid_is_generated_at_every_validation_step(generated):
+    names = [path.name for path in sorted((generated / "validation").iterdir())]
     assert names == ["step-00000004.png", "step-00000008.png"]
-    first, last = (Image.open(painted / "validation" / name) for name in names)
+    first, last = (Image.open(generated / "validation" / name) for name in names)
     assert first.size == last.size
     assert first.tobytes() != last.tobytes()
 
 
-def test_training_does_not_notice(painted, reference):
-    assert_same_state(state_of(painted), state_of(reference))
-    assert losses(painted) == losses(reference)
+def test_training_is_the_same(generated, reference):
+    assert_same_state(state_of(generated), state_of(reference))
+    assert losses(generated) == losses(reference)
 
 
-def test_the_last_grid_shows_what_the_saved_pipeline_paints(painted):
-    sample = Image.open(painted / "pipeline" / "samples" / "validation.png")
-    assert sample.tobytes() == Image.open(painted / "validation" / "step-00000008.png").tobytes()
-    pipe = PQStableDiffusionPipeline.from_pretrained(painted / "pipeline")
+def test_the_last_grid_shows_what_the_saved_pipeline_generates(generated):
+    sample = Image.open(generated / "pipeline" / "samples" / "validation.png")
+    assert sample.tobytes() == Image.open(generated / "validation" / "step-00000008.png").tobytes()
+    pipe = PQStableDiffusionPipeline.from_pretrained(generated / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     for number, prompt in enumerate(PROMPTS):
         generator = torch.Generator().manual_seed(number)
-        (picture,) = pipe(prompt, num_inference_steps=2, guidance_scale=2, generator=generator).images
+        (image,) = pipe(prompt, num_inference_steps=2, guidance_scale=2, generator=generator).images
         side = 192
         top = sample.height // 2 * number
         part = sample.crop((0, top, sample.width, top + sample.height // 2))
-        enlarged = picture.resize((side, side), Image.Resampling.NEAREST)
+        enlarged = image.resize((side, side), Image.Resampling.NEAREST)
         assert enlarged.tobytes() in [
             part.crop((x, y, x + side, y + side)).tobytes() for x in range(8) for y in range(part.height - side + 1)
         ]
 
 
-def test_trackers_get_the_pictures(models, tmp_path):
+def test_trackers_get_the_images(models, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     stages = [{"resolution": 32, "steps": 2, "learning_rate": 1e-3, "trainable": "all"}]
@@ -58,27 +59,25 @@ def test_trackers_get_the_pictures(models, tmp_path):
     assert [event.step for event in events.Images("validation")] == [2]
 
 
-def test_a_tracker_that_takes_no_pictures_does_not_end_the_run(models, tmp_path, monkeypatch, capsys):
+def test_a_tracker_that_takes_no_images_does_not_end_the_run(models, tmp_path, monkeypatch, capsys):
     from accelerate.tracking import TensorBoardTracker
 
     def refuse(*args, **kwargs):
-        raise NotImplementedError("no pictures")
+        raise NotImplementedError("no images")
 
     monkeypatch.setattr(TensorBoardTracker, "log_images", refuse)
     stages = [{"resolution": 32, "steps": 2, "learning_rate": 1e-3, "trainable": "all"}]
     adapt(models, tmp_path, **{**VALIDATION, "validation_steps": 1}, stages=stages, report_to="tensorboard")
-    assert "tensorboard did not take the validation pictures (NotImplementedError" in capsys.readouterr().out
+    assert "tensorboard did not take the validation images (NotImplementedError" in capsys.readouterr().out
 
 
-def test_painting_leaves_models_and_their_modes_in_place(models, tmp_path):
-    from types import SimpleNamespace
-
+def test_generating_leaves_models_and_their_modes_in_place(models, tmp_path):
     pipe = PQStableDiffusionPipeline.from_stable_diffusion(str(models / "base"), str(models / "linear"))
     pipe.unet.train()
     unet, state = pipe.unet, torch.get_rng_state()
-    args = SimpleNamespace(inference_steps=1, guidance_scale=1.0)
-    session = SimpleNamespace(args=args, averages={}, accelerator=SimpleNamespace(device=torch.device("cpu")))
-    assert len(paint(session, pipe, list(PROMPTS))) == 2
+    options = ValidationOptions(PROMPTS, inference_steps=1, guidance_scale=1.0)
+    validation = PromptValidation(open_session(tmp_path), options, pipe)
+    assert len(validation.generate()) == 2
     assert pipe.unet is unet
     assert (pipe.unet.training, pipe.vae.training) == (True, False)
     assert torch.equal(torch.get_rng_state(), state)

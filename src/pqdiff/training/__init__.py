@@ -1,1 +1,1 @@
-"""What every trainer shares: arguments, data in a fixed order, checkpoints, averages, schedules."""
+"""What all trainers share: options, data in a fixed order, the loop over steps, checkpoints, EMA, log, results."""

@@ -1,62 +1,47 @@
-"""Arguments of the trainers: a YAML file gives defaults, flags win, unknown keys are errors with a suggestion."""
+"""Parser of the trainers: a YAML file gives defaults, flags win, and unknown keys are errors with a suggestion."""
 
 import argparse
-import difflib
 import inspect
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pqdiff.suggestions import did_you_mean
+from pqdiff.training.run_options import add_run_arguments
+from pqdiff.training.schedule import add_schedule_arguments
+from pqdiff.yaml_text import parse_yaml
+
 
 class TrainerParser(argparse.ArgumentParser):
-    """Parser with `--config file.yaml`, defaults in `--help`, and the flags that all trainers have."""
+    """Parser with `--config file.yaml`, with defaults in `--help`, and with the flags that all trainers share."""
 
     def __init__(self, description: str):
         super().__init__(description=description, formatter_class=_Formatter)
-        run = self.add_argument_group("run")
-        run.add_argument("--config", type=Path, help="YAML file with defaults for these flags")
-        run.add_argument("--output_dir", type=Path, required=False, help="folder of the run: checkpoints, log, result")
-        run.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint, if any")
-        run.add_argument("--seed", type=int, default=0, help="fixes data order, crops, noise and timesteps")
-        run.add_argument(
-            "--mixed_precision",
-            choices=("no", "bf16", "fp16"),
-            default=None,
-            help="default: that of accelerate, or no",
-        )
-        run.add_argument("--checkpointing_steps", type=positive, default=500, help="steps between checkpoints")
-        run.add_argument("--checkpoints_total_limit", type=positive, default=2, help="older ones are removed")
-        run.add_argument("--log_steps", type=positive, default=20, help="steps between lines of log.jsonl")
-        run.add_argument("--report_to", default=None, help="accelerate tracker: tensorboard, wandb, all, ...")
-        run.add_argument("--dataloader_workers", type=int, default=0, help="processes that load data, per rank")
+        self.add_argument("--config", type=Path, help="YAML file with defaults for these flags")
+        add_run_arguments(self)
         optimizer = self.add_argument_group("optimizer")
-        optimizer.add_argument("--batch_size", type=positive, default=4, help="samples per process and micro-step")
-        optimizer.add_argument("--gradient_accumulation_steps", type=positive, default=1, help="micro-steps per step")
-        optimizer.add_argument("--adam_betas", type=float, nargs=2, default=(0.9, 0.999), help="AdamW")
-        optimizer.add_argument("--weight_decay", type=float, default=0.01, help="AdamW")
-        optimizer.add_argument("--max_grad_norm", type=not_negative, default=1.0, help="clip gradients; 0: do not")
-        optimizer.add_argument("--lr_schedule", choices=("constant", "linear", "cosine"), default="constant")
-        optimizer.add_argument("--lr_warmup_steps", type=int, default=0, help="from 0, at the start of every stage")
-        optimizer.add_argument("--ema_decay", type=float, default=0.0, help="average of the weights; 0: none")
+        optimizer.add_argument("--adam_betas", type=float, nargs=2, default=(0.9, 0.999), help="betas of AdamW")
+        optimizer.add_argument("--weight_decay", type=float, default=0.01, help="weight decay of AdamW")
+        add_schedule_arguments(optimizer)
 
     def parse(self, argv: list[str] | None = None) -> argparse.Namespace:
-        """Parsed flags over the values of the config file over the defaults.
+        """Parsed flags; the config file gives defaults for flags that are not given.
 
         Raises:
-            ValueError: for a config file that cannot be read, or with a key or value that no flag takes.
+            ValueError: for a config file that cannot be read, or that has a key or value which no flag takes.
         """
         known, _ = self.parse_known_args(argv)
         if known.config:
             self.set_defaults(**self._read(known.config))
         args = self.parse_args(argv)
         if args.output_dir is None:
-            raise ValueError("--output_dir is missing: give the folder that the run shall fill")
+            raise ValueError("--output_dir is missing: give the folder for checkpoints, log and result")
         return args
 
     def _read(self, path: Path) -> dict:
         try:
-            values = yaml.safe_load(path.read_text())
+            values = parse_yaml(path.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ValueError(f"--config {path}: {' '.join(str(error).split())}") from None
         actions = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
@@ -64,13 +49,13 @@ class TrainerParser(argparse.ArgumentParser):
         return {key: self._converted(actions[key], value, path) for key, value in values.items()}
 
     def _converted(self, action: argparse.Action, value, path: Path):
-        """The value as the flag would have read it."""
+        """The value as the flag would have read it from the command line."""
         if value is None or isinstance(action.const, bool):
             if value is not None and not isinstance(value, bool):
                 raise ValueError(f"--config {path}: {action.dest} must be true or false, got {value!r}")
             return value
         if value is False and "no" in (action.choices or ()):
-            value = "no"  # which YAML takes for false
+            value = "no"  # YAML reads the word no as false
         values = value if action.nargs and isinstance(value, list) else [value]
         if isinstance(action.nargs, int) and len(values) != action.nargs:
             raise ValueError(f"--config {path}: {action.dest} must be a list of {action.nargs}, got {value!r}")
@@ -89,34 +74,20 @@ class TrainerParser(argparse.ArgumentParser):
 
 
 def structured(value):
-    """Type of a flag whose value is YAML: lists of mappings, such as stages."""
+    """Type of a flag whose value is YAML, for example a list of mappings."""
     if not isinstance(value, str):
         return value
     try:
-        return yaml.safe_load(value)
+        return parse_yaml(value)
     except yaml.YAMLError as error:
         raise argparse.ArgumentTypeError(f"not YAML: {error}") from None
 
 
-def positive(text: str) -> int:
-    """Type of a flag whose value is a whole number above 0."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
-def not_negative(text: str) -> float:
-    """Type of a flag whose value is a number, 0 or above."""
-    if not 0 <= (number := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number, 0 or greater, got {number:g}")
-    return number
-
-
 def construct(kind: type, flag: str, given: Any, **fixed):
-    """`kind(...)` with constructor arguments that a user gave in `flag`, over those that the trainer knows.
+    """`kind(...)` with the constructor arguments that a user gave in `flag`; they win over those in `fixed`.
 
     Raises:
-        ValueError: for an argument that the class does not have, with a suggestion, or a value that it does not take.
+        ValueError: for an argument that the class does not have, or a value that it does not take.
     """
     check_keys(flag, given, list(inspect.signature(kind).parameters))
     try:
@@ -126,42 +97,12 @@ def construct(kind: type, flag: str, given: Any, **fixed):
 
 
 def check_keys(flag: str, given: Any, known: list[str]) -> None:
-    """Raise ValueError unless `given` is a mapping with keys out of `known`."""
+    """Raise ValueError unless `given` is a mapping whose keys are all in `known`."""
     if not isinstance(given, dict):
         raise ValueError(f"{flag} must be a mapping with keys out of {', '.join(known)}, got {given!r}")
     for key in given:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f": did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
-            raise ValueError(f"{flag}: unknown key {key}{hint}")
-
-
-def write_config(args: argparse.Namespace, path: Path) -> None:
-    """The arguments as a file that `--config` takes."""
-    path.write_text(yaml.safe_dump(_plain(args), sort_keys=True))
-
-
-def changed_arguments(args: argparse.Namespace, path: Path) -> list[str]:
-    """What differs from the arguments in a file of `write_config`, as `name: before -> now`; nothing without a file."""
-    try:
-        before = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return []
-    if not isinstance(before, dict):
-        return []
-    now = _plain(args)
-    return [f"{key}: {before[key]} -> {now[key]}" for key in now if key in before and before[key] != now[key]]
-
-
-def _plain(args: argparse.Namespace) -> dict:
-    """The arguments as what YAML can hold."""
-    values = {key: value for key, value in vars(args).items() if key not in ("config", "resume")}
-    for key, value in values.items():
-        if isinstance(value, Path):
-            values[key] = str(value)
-        elif isinstance(value, tuple):
-            values[key] = list(value)
-    return values
+            raise ValueError(f"{flag}: unknown key {key}: {did_you_mean(str(key), known)}")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

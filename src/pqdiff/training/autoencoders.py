@@ -1,73 +1,123 @@
-"""The autoencoder that a run begins with, its groups of weights, and the statistics it is saved with."""
+"""The autoencoder that a run begins with, and its groups of weights."""
 
+import argparse
 import inspect
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
 
-from ..data.files import atomic_folder
-from ..data.images import normalize, resize_and_crop, to_tensor
-from ..models import AutoencoderPQ
-from ..models.closed_form import fit_closed_form
-from ..models.presets import preset_config
-from ..models.standardization import LatentStandardization
-from .arguments import check_keys, construct
-from .session import Session
+from pqdiff.data.files import atomic_folder
+from pqdiff.data.images.crops import resize_and_crop, resize_to_cover
+from pqdiff.data.images.reading import to_tensor
+from pqdiff.fitting.closed_form import fit_closed_form
+from pqdiff.models.autoencoder_pq import AutoencoderPQ
+from pqdiff.models.presets import PRESETS, preset_config
+from pqdiff.training.arguments import check_keys, construct, structured
+from pqdiff.training.names import public_name
+from pqdiff.training.options import Options
+from pqdiff.training.run_options import positive
+from pqdiff.training.session import Session
 
 GROUPS = ("encoder", "decoder", "linear", "codebooks")
 
 
-def initial_autoencoder(session: Session, images: Iterable[Image.Image], resume: bool) -> AutoencoderPQ:
-    """The autoencoder of `--init`, the same on all ranks, kept as OUTPUT_DIR/init.
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `ModelOptions`."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--preset", help=f"{', '.join(PRESETS)}, or any other name of the same form")
+    model.add_argument("--init", default="random", help="random, closed_form, or an autoencoder: name, folder, Hub id")
+    model.add_argument("--model", type=structured, default={}, help="constructor arguments of AutoencoderPQ")
+    model.add_argument(
+        "--fit_images", type=positive, default=1000, help="images for the closed form and the statistics of latents"
+    )
+
+
+@dataclass(frozen=True)
+class ModelOptions(Options):
+    """The autoencoder that a run begins with.
+
+    Attributes:
+        init: `random`, `closed_form`, or an autoencoder by name, folder or Hub id.
+        preset: name of a preset, for `random` and `closed_form`.
+        model: constructor arguments of `AutoencoderPQ`, which win over those of the preset or the given autoencoder.
+        fit_images: number of images for the closed form and for the statistics of the latents.
+    """
+
+    init: str = "random"
+    preset: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    fit_images: int = 1000
+
+    def describe(self) -> str:
+        """The beginning of the run in words, for a card."""
+        words = {"random": "random weights", "closed_form": "the closed form fitted to the same images"}
+        return words.get(self.init) or public_name(self.init)
+
+
+def initial_autoencoder(
+    session: Session, options: ModelOptions, images: Iterable[Image.Image], resolution: int
+) -> AutoencoderPQ:
+    """The autoencoder that a run begins with, the same on all ranks; kept as OUTPUT_DIR/init.
+
+    A run that is resumed takes what is in OUTPUT_DIR/init.
 
     Args:
-        session: of the run; its arguments give init, preset, model, resolution and seed.
-        images: RGB images, read by one rank, and only for `--init closed_form`.
-        resume: whether there is a checkpoint to go on from: then OUTPUT_DIR/init is the beginning of this run.
+        session: the run.
+        options: what to begin with.
+        images: RGB images; one rank reads them, and only for `closed_form`.
+        resolution: side in pixels at which the closed form sees them.
 
     Raises:
         ValueError: for a model that cannot be built or found.
     """
     folder = session.output_dir / "init"
-    if session.accelerator.is_main_process and not (resume and folder.exists()):
+    if session.accelerator.is_main_process and not (session.checkpoint and folder.exists()):
         shutil.rmtree(folder, ignore_errors=True)
-        model = build_autoencoder(session.args, images)
+        model = build_autoencoder(options, images, resolution, session.options.seed)
         with atomic_folder(folder) as temporary:
             model.save_pretrained(temporary)
     session.accelerator.wait_for_everyone()
-    return extended(AutoencoderPQ.from_pretrained(folder), {})  # whose config does not say where it was loaded from
+    # A copy, whose config does not say from which folder it was loaded.
+    return extended(AutoencoderPQ.from_pretrained(folder), {})
 
 
-def build_autoencoder(args, images: Iterable[Image.Image]) -> AutoencoderPQ:
-    """A fresh, fitted or given autoencoder with the changes of `--model`. See `initial_autoencoder`."""
-    check_keys("--model", args.model, list(inspect.signature(AutoencoderPQ).parameters))
-    torch.manual_seed(args.seed)
-    if args.init == "random":
-        config = preset_config(args.preset) if args.preset else {}
-        return construct(AutoencoderPQ, "--model", _merged(config, args.model))
-    if args.init == "closed_form":
-        if not args.preset:
-            raise ValueError("--init closed_form needs --preset, e.g. f8-d128-s64-k512")
-        pixels = (to_tensor(resize_and_crop(image, args.resolution, crop=False)) for image in images)
-        shape = {key: args.model[key] for key in ("hidden_channels", "class_bases") if key in args.model}
-        source = fit_closed_form(pixels, args.preset, **shape, seed=args.seed)
-        torch.manual_seed(args.seed)
+def build_autoencoder(
+    options: ModelOptions, images: Iterable[Image.Image], resolution: int, seed: int
+) -> AutoencoderPQ:
+    """A new, fitted or given autoencoder with the changes of `options.model`. See `initial_autoencoder`."""
+    check_keys("--model", options.model, list(inspect.signature(AutoencoderPQ).parameters))
+    torch.manual_seed(seed)
+    if options.init == "random":
+        config = preset_config(options.preset) if options.preset else {}
+        return construct(AutoencoderPQ, "--model", _merged(config, options.model))
+    if options.init == "closed_form":
+        if not options.preset:
+            raise ValueError("--init closed_form needs --preset, for example f8-d128-s64-k512")
+        pixels = (to_tensor(resize_to_cover(image, resolution)) for image in images)
+        quantizer = options.model.get("quantizer_config", {})
+        bases = quantizer.get("bases", 16) if options.model.get("quantizer_type") == "classified_product" else 0
+        hidden = quantizer.get("hidden_channels")
+        source = fit_closed_form(pixels, options.preset, hidden, class_bases=bases, seed=seed)
+        torch.manual_seed(seed)
     else:
-        from ..hub.resolve import load_autoencoder
+        from pqdiff.models.loading import load_tokenizer
 
-        if args.preset:
-            raise ValueError(f"--preset ({args.preset}): --init {args.init} says already what the model is")
-        source = load_autoencoder(args.init)
-    return extended(source, args.model)
+        if options.preset:
+            raise ValueError(f"--preset ({options.preset}) cannot be used: --init {options.init} is a complete model")
+        source = load_tokenizer(options.init)
+    return extended(source, options.model)
 
 
 def extended(source: AutoencoderPQ, changes: dict) -> AutoencoderPQ:
-    """A copy of an autoencoder with other constructor arguments, e.g. with networks beside a linear path.
+    """A copy of an autoencoder with other constructor arguments, e.g. with networks beside its linear transform.
 
-    New networks beside a path that was there begin silent: the picture is that of `source`.
+    New transforms beside the one that was there start with an output of 0, so that images are those of `source`.
 
     Raises:
         ValueError: if weights of `source` have no place or another shape in the copy.
@@ -75,6 +125,10 @@ def extended(source: AutoencoderPQ, changes: dict) -> AutoencoderPQ:
     config = {key: value for key, value in source.config.items() if not key.startswith("_")}
     model = construct(AutoencoderPQ, "--model", _merged(config, changes))
     weights, places = source.state_dict(), model.state_dict()
+    new_parts = []
+    if model.config.transform_type == "sum" and source.config.transform_type != "sum":  # the first part is the old one
+        weights = {re.sub(r"^transform\.", "transform.parts.0.", name): value for name, value in weights.items()}
+        new_parts = list(model.transform.parts)[1:]
     for name, tensor in weights.items():
         if name not in places or places[name].shape != tensor.shape:
             found = f"is {tuple(places[name].shape)}" if name in places else "does not exist"
@@ -82,69 +136,43 @@ def extended(source: AutoencoderPQ, changes: dict) -> AutoencoderPQ:
                 f"--model {changes}: {name} {tuple(tensor.shape)} of the initial model {found} in the changed one"
             )
     model.load_state_dict(weights, strict=False)
-    if source.encoder is None and model.encoder is not None:
-        for layer in (model.quant_conv, model.decoder.conv_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+    for part in new_parts:
+        part.silence()
     return model.eval()
 
 
 def _merged(config: dict, changes: dict) -> dict:
-    """Constructor arguments with changes; those of the same quantizer are merged key by key."""
+    """Constructor arguments with changes. The configuration of a part that stays of the same type is merged key by key."""
     merged = {**config, **changes}
-    if "quantizer_config" in changes and changes.get("quantizer_type", "product") == config.get(
-        "quantizer_type", "product"
-    ):
-        merged["quantizer_config"] = {**config.get("quantizer_config", {}), **changes["quantizer_config"]}
+    if "transform_type" in changes or "transform_config" in changes:
+        merged.pop("block_out_channels", None)  # derived from the transform
+    for part in ("transform", "quantizer"):
+        kind, options = f"{part}_type", f"{part}_config"
+        if options in changes and changes.get(kind, config.get(kind)) == config.get(kind):
+            merged[options] = {**(config.get(options) or {}), **changes[options]}
     return merged
 
 
 def weight_groups(model: AutoencoderPQ) -> dict[str, list[nn.Parameter]]:
-    """Parameters by group: the two networks with their 1x1 convolutions, the linear path between patches and latents, and
-    the codewords."""
+    """Parameters by group: networks before and behind the quantizer, linear transforms, and the quantizer's own."""
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
     for name, parameter in model.named_parameters():
-        if name.startswith("quantizer.") or name.endswith("hidden_codewords"):
-            groups["codebooks"].append(parameter)
-        elif name.startswith("patch_transform."):
-            groups["linear"].append(parameter)
-        else:
-            encodes = name.startswith(("encoder.", "quant_conv.", "patch_encoder."))
-            groups["encoder" if encodes else "decoder"].append(parameter)
+        part, rest = name.split(".", maxsplit=1)
+        group = {"quantizer": "codebooks", "refiner": "decoder"}.get(part) or model.transform.group_of(rest)
+        groups[group].append(parameter)
     return groups
 
 
-def last_layer(model: AutoencoderPQ) -> nn.Parameter:
-    """Weights whose gradients balance the adversarial loss: those that make the picture."""
-    if model.refiner is not None:
-        return model.refiner.last.weight
-    return model.patch_transform.synthesis.weight if model.decoder is None else model.decoder.conv_out.weight
-
-
-@torch.no_grad()
-def measure_standardization(model: AutoencoderPQ, images: Iterable[Image.Image], resolution: int) -> None:
-    """Give the model the means and standard deviations of its quantized latents on RGB images, cut to the square in the
-    center, so that what leaves `encode` has mean 0 and, on average, variance 1."""
-    count, total, squares = 0, 0.0, 0.0
-    for image in images:
-        pixels = normalize(to_tensor(resize_and_crop(image, resolution)))[None].to(model.device, model.dtype)
-        indices = model.encode_to_indices(pixels)
-        codes = model.quantizer.indices_to_latents(indices).double().transpose(0, 1).flatten(1)  # (d, h w)
-        count, total, squares = count + codes.shape[1], total + codes.sum(1), squares + codes.square().sum(1)
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
-    config = {"channel_mean": mean.tolist(), "channel_std": std.tolist()}
-    model.register_to_config(**config)
-    model.standardization = LatentStandardization(len(mean), *config.values(), model.config.scaling_exponent).to(
-        model.device
-    )
+def center_crops(images: Iterable[Image.Image], resolution: int) -> Iterator[torch.Tensor]:
+    """uint8 center crops `(3, resolution, resolution)` of RGB images."""
+    return (to_tensor(resize_and_crop(image, resolution)) for image in images)
 
 
 def activation_bytes(model: AutoencoderPQ, resolution: int) -> int:
-    """Bytes that the backward pass of one image needs of the forward pass, by running it."""
+    """Bytes of activations that the backward pass of one image needs, found by running the forward pass."""
     sizes: dict[int, int] = {}
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    alive = []  # else the allocator hands out the same place twice
+    alive = []  # otherwise the allocator would use the same address twice
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()

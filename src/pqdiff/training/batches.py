@@ -1,19 +1,19 @@
-"""Which samples a step sees: fixed by the seed, the same for any number of processes, and known without history."""
+"""Which samples a step gets: this depends on the seed and the step alone, not on the number of processes."""
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .randomness import generator_for
+from pqdiff.training.randomness import generator_for
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the samples of a step are spread out.
+    """How the samples of a step are spread over processes and micro-steps.
 
     Attributes:
         batch_size: samples per process and micro-step.
@@ -38,15 +38,33 @@ class Layout:
         return range(start, start + self.batch_size)
 
 
-class BatchPlan:
-    """The global batch of every step: each epoch shows every sample, in new order, in batches of one bucket.
+class Samples(Protocol):
+    """A data set that trainers read by step."""
 
-    A bucket's last batch of an epoch is filled up from its start.
+    def batches(self, layout: Layout, seed: int, start: int, stop: int, workers: int = 0) -> Iterator[list[dict]]:
+        """Micro-batches of the steps from `start` to before `stop`, one list per step.
+
+        Args:
+            layout: which samples of a step are those of this process.
+            seed: of the order and of what is drawn for each sample.
+            start: first step.
+            stop: one beyond the last step.
+            workers: processes or threads that load ahead.
+        """
+
+
+class BatchPlan:
+    """The global batch of every step: each epoch has every sample, in a new order, in batches of one bucket.
+
+    The last batch of a bucket in an epoch is filled up with the first samples of the bucket.
 
     Args:
-        buckets: for every sample a hashable key, such as its shape; samples of a batch share it.
+        buckets: a hashable key for each sample, such as its shape; the samples of a batch have the same key.
         batch_size: samples per global batch.
-        seed: fixes the order.
+        seed: seed of the order.
+
+    Raises:
+        ValueError: if there are no samples.
     """
 
     def __init__(self, buckets: Sequence[Any], batch_size: int, seed: int):
@@ -61,7 +79,7 @@ class BatchPlan:
         self._epoch, self._batches = -1, []
 
     def samples(self, step: int) -> list[int]:
-        """Samples of the global batch of step `step`."""
+        """Numbers of the samples in the global batch of step `step`."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._shuffled(epoch)
@@ -78,7 +96,7 @@ class BatchPlan:
 
 
 class _MicroBatches(Dataset):
-    """Micro-batch number m of this process, over all steps; what a worker of the loader makes."""
+    """The micro-batches of this process in all steps, by number; a worker of the loader makes them."""
 
     def __init__(self, plan: BatchPlan, layout: Layout, load: Callable, seed: int):
         self.plan, self.layout, self.load, self.seed = plan, layout, load, seed
@@ -95,7 +113,7 @@ class _MicroBatches(Dataset):
 
 @dataclass(frozen=True)
 class _Failure:
-    """What is wrong with a sample, from a worker: raised there, it would come with the worker's traceback in its text."""
+    """What is wrong with a sample. If a worker raised it, the message would hold the worker's traceback."""
 
     text: str
 
@@ -109,13 +127,13 @@ def iterate_batches(
     stop: int,
     workers: int = 0,
 ) -> Iterator[list[dict]]:
-    """The micro-batches of the steps from `start` to before `stop`, a list per step.
+    """The micro-batches of the steps from `start` to before `stop`, one list per step.
 
     Args:
-        plan: which samples.
-        layout: which of them are this process's.
-        load: makes a batch of samples, with a generator for each one's crop, flip and caption dropout.
-        seed: of those generators.
+        plan: samples of each step.
+        layout: which of them are those of this process.
+        load: makes a batch of samples by number, with a generator for each sample's crop, flip and caption dropout.
+        seed: seed of those generators.
         start: first step.
         stop: one beyond the last step.
         workers: processes that load ahead.
@@ -131,7 +149,7 @@ def iterate_batches(
         num_workers=workers,
         worker_init_fn=_leave_signals_to_the_trainer,
         persistent_workers=False,
-        generator=torch.Generator(),  # keeps the loader off the global random state
+        generator=torch.Generator(),  # so that the loader does not change the global random state
     )
     batches = iter(loader)
     for _ in range(start, stop):
@@ -143,6 +161,6 @@ def iterate_batches(
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A launcher or terminal signals the whole group: the trainer saves and ends its workers, which must not die first."""
+    """Ignore signals to the whole group of processes: the trainer ends its workers itself, after it has saved."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

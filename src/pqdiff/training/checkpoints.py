@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or not there: written aside by all ranks, then renamed by one."""
+"""Checkpoints that are either complete or absent: all ranks write to a temporary folder, then one rank renames it."""
 
 import json
 import os
@@ -15,7 +15,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def find_checkpoint(output_dir: Path) -> tuple[Path, int] | None:
-    """Newest complete checkpoint below `output_dir` and its step; None if there is none."""
+    """Folder of the newest complete checkpoint in `output_dir` and its step, or None."""
     found = [
         (int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))
     ]
@@ -26,49 +26,64 @@ def find_checkpoint(output_dir: Path) -> tuple[Path, int] | None:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, output_dir: Path, step: int, averages: dict[str, nn.Module], keep: int
+    accelerator: Accelerator, output_dir: Path, step: int, ema: dict[str, nn.Module], keep: int
 ) -> Path:
-    """Save models, optimizer and random states through accelerate (every rank takes part, as sharded training needs),
-    and the averaged models.
+    """Save models, optimizers and random states with accelerate, and the EMA models.
 
-    A process killed at any moment leaves the earlier checkpoints as they were. Only after the new one has its name are
-    the oldest removed, until `keep` are left, and what killed processes left unfinished.
+    All ranks must call it, because models may be shards. A process that is killed at any moment leaves the earlier
+    checkpoints as they are: old ones, and unfinished ones of killed processes, are removed after the new one is complete.
+
+    Args:
+        accelerator: accelerator of what is saved.
+        output_dir: folder of the checkpoints.
+        step: number of steps done.
+        ema: EMA models by name.
+        keep: number of checkpoints to keep.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        OSError: if it cannot be written.
     """
     target = output_dir / f"checkpoint-{step:08d}"
-    aside = output_dir / f".{target.name}.partial"
+    partial = output_dir / f".{target.name}.partial"
     if accelerator.is_main_process:
-        for stale in output_dir.glob(".checkpoint-*.partial"):  # on a full disk they would keep it full
+        for stale in output_dir.glob(
+            ".checkpoint-*.partial"
+        ):  # on a full disk they would take the space of the new one
             shutil.rmtree(stale, ignore_errors=True)
-        aside.mkdir(parents=True)
+        partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
     try:
-        accelerator.save_state(str(aside))
+        accelerator.save_state(str(partial))
         if accelerator.is_main_process:
-            for name, model in averages.items():
-                save_model(model, str(aside / f"ema_{name}.safetensors"))
-            (aside / "progress.json").write_text(json.dumps({"step": step, "processes": accelerator.num_processes}))
-    except (RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
+            for name, model in ema.items():
+                save_model(model, str(partial / f"ema_{name}.safetensors"))
+            (partial / "progress.json").write_text(json.dumps({"step": step, "processes": accelerator.num_processes}))
+    except (RuntimeError, SafetensorError) as error:  # torch and safetensors raise these on a full disk
         raise OSError(f"{target}: cannot be written ({' '.join(str(error).split())[:400]})") from None
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _flush(aside)
+        _flush(partial)
         if target.exists():
             shutil.rmtree(target)
-        aside.rename(target)
+        partial.rename(target)
         checkpoints = sorted(path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name))
         for old in checkpoints[: -max(1, keep)]:
-            old.rename(old.with_name(f".{old.name}.partial"))  # a removal that is cut short must not look complete
+            old.rename(old.with_name(f".{old.name}.partial"))  # a killed removal must not leave what looks complete
         for stale in output_dir.glob(".checkpoint-*.partial"):
             shutil.rmtree(stale)
     accelerator.wait_for_everyone()
     return target
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path, averages: dict[str, nn.Module]) -> int:
-    """Undo `save_checkpoint`: returns the number of steps that were done.
+def load_checkpoint(accelerator: Accelerator, folder: Path, ema: dict[str, nn.Module]) -> int:
+    """Load what `save_checkpoint` saved, and return the number of steps that were done.
 
-    Samples and noise belong to a step and a place in the global batch, so another number of processes goes on with the
-    same ones; gradients are then added up in another order, and only the same number gives the same bits.
+    The number of processes may differ from that of the run that saved. Samples and noise are then the same, because they
+    depend on the step and the place in the global batch, but gradients are added in another order, so that the result is
+    not equal bit for bit.
 
     Raises:
         ValueError: naming the folder, if it does not fit the model.
@@ -77,12 +92,13 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, averages: dict[str, 
         progress = json.loads((folder / "progress.json").read_text())
         if progress["processes"] != accelerator.num_processes:
             accelerator.print(
-                f"{folder.name} was saved by {progress['processes']} processes and goes on with "
-                f"{accelerator.num_processes}: the same samples if the global batch is as large, not the same bits"
+                f"{folder.name} was saved by {progress['processes']} processes and is loaded by "
+                f"{accelerator.num_processes}: with the same "
+                "global batch size the samples are the same, but not the last bits of the result"
             )
         accelerator.load_state(str(folder))
-        accelerator.step = 0  # it counts micro-steps; a checkpoint lies between two steps, whatever their number now
-        for name, model in averages.items():
+        accelerator.step = 0  # counts micro-steps; a checkpoint lies between two steps
+        for name, model in ema.items():
             load_model(model, str(folder / f"ema_{name}.safetensors"))
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: cannot resume from it ({' '.join(str(error).split())[:400]})") from None
@@ -90,7 +106,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, averages: dict[str, 
 
 
 def _flush(folder: Path) -> None:
-    """Put the files on the disk before the rename promises that they are."""
+    """Write the files to the disk, before the new name says that they are there."""
     for path in folder.rglob("*"):
         if path.is_file():
             handle = os.open(path, os.O_RDONLY)

@@ -1,76 +1,80 @@
-"""Which codewords are in use while training goes on, and new places for those that are not."""
+"""New values for codewords that are not used during training."""
 
 import torch
-from torch import nn
 
-from ..models import AutoencoderPQ
-from ..quantizers import ProductQuantizer
-from .ema import EMA
+from pqdiff.metrics.codebook import TokenCounts
+from pqdiff.models.autoencoder_pq import AutoencoderPQ
+from pqdiff.training.randomness import generator_for
+from pqdiff.training.session import Session
 
 
-class CodewordCounts(nn.Module):
-    """How often each codeword was chosen since the last restart; part of the checkpoints.
+class CodewordRestarts:
+    """Every so many steps, gives codewords that no rank has used since the last time a new value, the same on all ranks.
+
+    The counts are part of the checkpoints.
 
     Args:
-        codebook_sizes: of the quantizer.
+        session: the run.
+        model: unwrapped autoencoder.
+        every: steps between restarts; 0 for none.
+
+    Raises:
+        ValueError: if codewords of the model cannot be restarted.
     """
 
-    def __init__(self, codebook_sizes: tuple[int, ...]):
-        super().__init__()
-        self.register_buffer("counts", torch.zeros(len(codebook_sizes), max(codebook_sizes), dtype=torch.int64))
+    def __init__(self, session: Session, model: AutoencoderPQ, every: int):
+        self.session, self.model, self.every = session, model, every
+        if every:
+            _check_restartable(model)
+            self.counts = TokenCounts(model.quantizer.codebook_sizes, sync_on_compute=False).to(session.device)
+            self.counts.persistent(True)
+            session.accelerator.register_for_checkpointing(self.counts)
 
-    def update(self, indices: torch.Tensor) -> None:
-        """Take in tokens `(B, G, h, w)`."""
-        tokens, size = self.counts.shape
-        places = torch.arange(tokens, device=indices.device)[:, None] * size + indices.transpose(0, 1).flatten(1)
-        self.counts += torch.bincount(places.flatten(), minlength=tokens * size).view(tokens, size)
+    def count(self, indices: torch.Tensor | None) -> None:
+        """Count the tokens `(B, G, h, w)` of a micro-batch; None where the quantizer gives no tokens in training."""
+        if self.every and indices is not None:
+            self.counts.update(indices)
 
+    @torch.no_grad()
+    def step(self, number: int, images: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Restart if it is due after step `number` (from 0), with codes of images `(B, 3, H, W)` in [-1, 1]."""
+        if not self.every or (number + 1) % self.every:
+            return
+        accelerator, quantizer = self.session.accelerator, self.model.quantizer
+        unused = torch.cat([counts == 0 for counts in self.counts.counts_per_token()])
+        if accelerator.num_processes > 1:
+            from accelerate.utils import broadcast
 
-def check_restartable(model: AutoencoderPQ) -> None:
-    """ValueError unless unused codewords of the model can be moved by `restart_codewords`."""
-    if not isinstance(model.quantizer, ProductQuantizer) or model.config.hidden_channels:
-        raise ValueError(
-            f"--restart_dead_codewords needs quantizer_type product ({model.config.quantizer_type}) and "
-            f"hidden_channels 0 ({model.config.hidden_channels}); use 0 for none"
+            unused = accelerator.reduce(unused.float(), "sum") == accelerator.num_processes  # on every rank
+            images = broadcast(images.contiguous())
+        self.counts.reset()
+        if not unused.any():
+            return
+        generator = generator_for(self.session.options.seed, "restart", number)
+        changed = quantizer.restart(
+            list(unused.split(quantizer.codebook_sizes)), self.model.transform.analysis(images), generator
         )
+        for name, mask in changed:
+            self._follow(f"quantizer.{name}", mask, optimizer)
+        self.session.say(f"step {number + 1}: {int(unused.sum()):,} codewords that were not used have a new value")
+
+    def _follow(self, name: str, mask: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Move the same entries of the EMA models, and forget what the optimizer knows of the old values."""
+        tensor = self.model.state_dict(keep_vars=True)[name]
+        for ema in self.session.ema.values():
+            states = ema.model.state_dict()
+            if name in states:
+                states[name][mask] = tensor[mask].to(states[name])
+        for value in optimizer.state.get(tensor, {}).values():
+            if torch.is_tensor(value) and value.shape == tensor.shape:
+                value[mask] = 0
 
 
-@torch.no_grad()
-def restart_codewords(
-    model: AutoencoderPQ,
-    counts: torch.Tensor,
-    images: torch.Tensor,
-    generator: torch.Generator,
-    optimizer: torch.optim.Optimizer,
-    averages: dict[str, EMA],
-) -> int:
-    """Put codewords that were never chosen where latents of images are, and forget what the optimizer knew of them.
-
-    Args:
-        model: unwrapped autoencoder that `check_restartable` lets pass.
-        counts: choices of each codeword `(S, K)`, over all ranks.
-        images: `(B, 3, H, W)` in [-1, 1] whose latents are the new places.
-        generator: on the CPU; which latents.
-        optimizer: whose state of the codebooks is reset where they moved.
-        averages: of the run; that of the model moves with it.
-
-    Returns:
-        Number of codewords that were moved.
-    """
-    dead = counts == 0  # (S, K)
-    number = int(dead.sum())
-    if not number:
-        return 0
+def _check_restartable(model: AutoencoderPQ) -> None:
+    """ValueError unless the quantizer can restart codewords."""
     quantizer = model.quantizer
-    vectors = model._encode(images).float().unflatten(1, (quantizer.num_subspaces, -1))  # (B, S, D, h, w)
-    vectors = vectors.permute(1, 0, 3, 4, 2).flatten(1, 3)  # (S, N, D)
-    subspaces = dead.nonzero()[:, 0]
-    chosen = torch.randint(vectors.shape[1], (number,), generator=generator).to(vectors.device)
-    places = vectors[subspaces, chosen]
-    codebooks = [quantizer.codebooks, *(ema.average.quantizer.codebooks for ema in averages.values())]
-    for table in codebooks:
-        table[dead.to(table.device)] = places.to(table)
-    for value in optimizer.state.get(quantizer.codebooks, {}).values():
-        if torch.is_tensor(value) and value.shape == quantizer.codebooks.shape:
-            value[dead] = 0
-    return number
+    if not quantizer.can_restart:
+        raise ValueError(
+            f"--restart_dead_codewords: codewords of quantizer_type {model.config.quantizer_type} cannot be restarted; "
+            "use 0 for none"
+        )

@@ -1,4 +1,4 @@
-"""Random numbers that belong to a sample of a step, not to a process: resumed runs and other splits draw the same."""
+"""Random numbers that depend on a sample and a step, not on a process: a resumed run draws the same ones."""
 
 import hashlib
 

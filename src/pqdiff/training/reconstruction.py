@@ -1,117 +1,137 @@
-"""Reconstructions of fixed photos while training goes on: numbers and panels."""
+"""Reconstructions of fixed images while an autoencoder is trained: numbers, and originals beside results."""
 
 import argparse
 import contextlib
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
 
-from ..data.grid import grid_image
-from ..data.images import normalize, resize_and_crop, to_image, to_pixels, to_tensor
-from ..metrics import CodebookUsage, DatasetPSNR, ImageSSIM
-from ..metrics.reconstruction import as_number
-from ..models import AutoencoderPQ
-from .session import Session
+from pqdiff.data.images.crops import resize_and_crop
+from pqdiff.data.images.grid import ERROR_GAIN, error_map, grid_image
+from pqdiff.data.images.reading import normalize, to_image, to_pixels, to_tensor
+from pqdiff.metrics.protocol import ReconstructionMetrics
+from pqdiff.models.autoencoder_pq import AutoencoderPQ
+from pqdiff.training.options import Options
+from pqdiff.training.session import Session
 
-_ERROR_GAIN = 4  # how much the error maps exaggerate
-_PANELS = 6  # photos on a sheet
-_POOR_USE = 0.5  # of the codewords that the photos could use
+_ROWS = 6  # images that are shown
+_POOR_USE = 0.5  # as a part of the codewords that the images could use
 
 
 def add_reconstruction_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that `ReconstructionValidation` reads."""
+    """Add the flags of `ReconstructionOptions`, apart from `--resolution`, which belongs to the data."""
     group = parser.add_argument_group("validation")
     group.add_argument("--validation_steps", type=int, default=1000, help="optimizer steps between; 0: never")
     group.add_argument("--validation_images", type=int, default=64, help="at most so many, from all over the data")
     group.add_argument("--validation_resolution", type=int, help="side of the center crop; default: --resolution")
 
 
-class ReconstructionValidation:
-    """PSNR, SSIM, codebook use and, with a network for it, LPIPS on held-out photos, by the protocol of record: shorter
-    side by Lanczos, center crop, 8-bit output. All ranks share the photos out.
+@dataclass(frozen=True)
+class ReconstructionOptions(Options):
+    """What is measured while an autoencoder is trained.
 
-    Every result is a line of OUTPUT_DIR/validation/metrics.jsonl and a sheet OUTPUT_DIR/validation/step-N.png with
-    original, reconstruction and error. Training's random states do not notice.
+    Attributes:
+        validation_steps: optimizer steps between validations; 0 for none.
+        validation_images: at most so many images, from all over the data.
+        validation_resolution: side in pixels of the center crop; None for that of training.
+        resolution: side in pixels of the training crops.
+    """
+
+    validation_steps: int = 1000
+    validation_images: int = 64
+    validation_resolution: int | None = None
+    resolution: int = 256
+
+
+class ReconstructionValidation:
+    """PSNR, SSIM, use of the codebooks and, with a network for it, LPIPS on images that are not trained on.
+
+    The protocol is that of all numbers of this project: shorter side by Lanczos, center crop, 8-bit output. The images are
+    shared by all ranks. Each result is a line of OUTPUT_DIR/validation/metrics.jsonl and an image
+    OUTPUT_DIR/validation/step-N.png with originals, reconstructions and errors. The random states of training do not
+    change.
+
+    Attributes:
+        values: last numbers by name; empty before the first validation.
+        count: number of images.
+        resolution: side in pixels of the images.
 
     Args:
-        session: of the run.
-        images: RGB images; as many are kept as the arguments say.
+        session: run that is validated.
+        options: when and at which size.
+        model: unwrapped model to measure; the EMA model if there is one.
+        images: RGB images.
         perceptual: distance of two batches of images in [-1, 1], one number each, or None.
 
     Raises:
         ValueError: if there are no images.
     """
 
-    def __init__(self, session: Session, images: Iterable[Image.Image], perceptual: Callable | None = None):
-        args = session.args
-        self.session, self.perceptual = session, perceptual
-        resolution = args.validation_resolution or args.resolution
-        pixels = [to_tensor(resize_and_crop(image, resolution)) for image in images]
+    def __init__(
+        self,
+        session: Session,
+        options: ReconstructionOptions,
+        model: AutoencoderPQ,
+        images: Iterable[Image.Image],
+        perceptual: Callable | None = None,
+    ):
+        self.session, self.options, self.model, self.perceptual = session, options, model, perceptual
+        self.resolution = options.validation_resolution or options.resolution
+        pixels = [to_tensor(resize_and_crop(image, self.resolution)) for image in images]
         if not pixels:
-            raise ValueError("--validation_images (0) must be at least 1, or --validation_steps 0 for no validation")
+            raise ValueError("--validation_images (0) must be at least 1; use --validation_steps 0 for no validation")
         self.count = len(pixels)
         self.pixels = pixels[session.layout.rank :: session.layout.processes]
         self.folder = session.output_dir / "validation"
+        self.values: dict[str, float | None] = {}
         self._warned = False
 
-    def due(self, step: int) -> bool:
-        """Whether step `step` is one to validate after: the first, the last and every so many between."""
-        every = self.session.args.validation_steps
-        return bool(every) and (step % every == 0 or step == self.session.total_steps)
+    def __call__(self, step: int) -> None:
+        """Measure if it is due after `step` steps: at the last step and at every so many. All ranks must call it."""
+        every = self.options.validation_steps
+        if every and (step % every == 0 or step == self.session.total_steps):
+            self.measure(step)
 
     @torch.no_grad()
-    def __call__(self, model: AutoencoderPQ, step: int) -> dict[str, float | None]:
-        """Numbers of a model (unwrapped) after `step` steps. All ranks must call it."""
-        device, sizes = self.session.accelerator.device, model.quantizer.codebook_sizes
-        psnr, ssim, usage = (metric.to(device) for metric in (DatasetPSNR(), ImageSSIM(), CodebookUsage(sizes)))
-        distances, rows = torch.zeros(2, device=device), []
+    def measure(self, step: int) -> None:
+        """Measure the model after `step` steps; all ranks must call it."""
+        model, device, rows = self.model, self.session.device, []
+        metrics = ReconstructionMetrics(model.quantizer.codebook_sizes, self.perceptual).to(device)
         training = model.training
         model.eval()
         for pixels in self.pixels:
             pixels = pixels[None].to(device)
             indices = model.encode_to_indices(normalize(pixels))
             result = to_pixels(model.decode_from_indices(indices).sample)
-            psnr.update(result, pixels)
-            ssim.update(result, pixels)
-            usage.update(indices)
-            if self.perceptual is not None:
-                distances += torch.stack(
-                    [self.perceptual(normalize(result), normalize(pixels)).sum(), distances.new_ones(())]
-                )
-            if len(rows) < _PANELS:
+            metrics.update(pixels, result, indices)
+            if len(rows) < _ROWS:
                 rows.append((pixels[0].cpu(), result[0].cpu()))
         model.train(training)
-        positions = usage.counts[0].sum().clone()
+        positions = torch.as_tensor(metrics["tokens"].num_positions, device=device)
         if self.session.layout.processes > 1:
-            distances, positions = (self.session.accelerator.reduce(x, "sum") for x in (distances, positions))
-        used = usage.compute()
-        values = {
-            "psnr": as_number(psnr.compute()),
-            "ssim": as_number(ssim.compute()),
-            "codebook_utilization": as_number(used["utilization"]),
-            "codebook_h_n": as_number(used["h_n"]),
-        }
-        if self.perceptual is not None:
-            values["lpips_vgg"] = as_number(distances[0] / distances[1])
-        self._warn(values["codebook_utilization"], int(positions), max(sizes))
+            positions = self.session.accelerator.reduce(positions, "sum")
+        values = metrics.compute()
+        self._warn(values["codebook_utilization"], int(positions), max(model.quantizer.codebook_sizes))
         self._write(values, rows, step)
-        return values
+        self.values = values
 
     def _warn(self, utilization: float, positions: int, size: int) -> None:
         if utilization < _POOR_USE * min(1, positions / size) and not self._warned:
             self._warned = True
+            remedy = ", --restart_dead_codewords 500" if self.model.quantizer.can_restart else ""
             self.session.say(
-                f"warning: only {utilization:.0%} of the codewords are in use: try --init closed_form, "
-                "--restart_dead_codewords 500, or a higher --codebook_learning_rate"
+                f"warning: only {utilization:.0%} of the codewords are in use: try --init closed_form{remedy}, or a "
+                "higher --codebook_learning_rate"
             )
 
     def _write(self, values: dict, rows: list, step: int) -> None:
         session = self.session
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
-        session.say(f"after step {step}, on {self.count} photos: {numbers}")
-        if session.args.report_to:
+        session.say(f"after step {step}, on {self.count} images: {numbers}")
+        if session.options.report_to:
             session.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=step)
         if not session.accelerator.is_main_process:
             return
@@ -120,17 +140,12 @@ class ReconstructionValidation:
         lines = (
             [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
         )
-        lines = [line for line in lines if line["step"] < step]  # a resumed run does the later ones again
+        lines = [line for line in lines if line["step"] < step]  # a resumed run repeats the later ones
         path.write_text("".join(f"{json.dumps(line)}\n" for line in [*lines, {"step": step, **values}]))
-        pictures = [tuple(map(to_image, (x, y, _error_map(x, y)))) for x, y in rows]
-        titles = ("original", "reconstruction", f"error x {_ERROR_GAIN}")
-        grid_image([("", row) for row in pictures], titles, side=256).save(self.folder / f"step-{step:08d}.png")
+        images = [tuple(map(to_image, (x, y, error_map(x, y)))) for x, y in rows]
+        titles = ("original", "reconstruction", f"error x {ERROR_GAIN}")
+        grid_image([("", row) for row in images], titles, side=256).save(self.folder / f"step-{step:08d}.png")
         for tracker in session.accelerator.trackers:
             if hasattr(tracker, "log_images"):
-                with contextlib.suppress(ImportError, AttributeError, TypeError):  # the trackers' wishes differ
-                    tracker.log_images({"validation": [row[1] for row in pictures]}, step=step)
-
-
-def _error_map(original: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """Absolute error, amplified, on black: uint8 `(3, H, W)`."""
-    return (original.int() - pixels.int()).abs().mul(_ERROR_GAIN).clamp(max=255).to(torch.uint8)
+                with contextlib.suppress(ImportError, AttributeError, TypeError):  # trackers take different arguments
+                    tracker.log_images({"validation": [row[1] for row in images]}, step=step)

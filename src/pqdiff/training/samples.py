@@ -1,4 +1,4 @@
-"""Samples of a data set as batches of latents and captions, whether they come as pictures or as a latent cache."""
+"""Captioned samples in batches: from images by number, from a stream of images, or from a cache of latents."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -9,25 +9,29 @@ from functools import cached_property
 import torch
 from PIL import Image
 
-from ..data.buckets import bucket_sizes, nearest_bucket
-from ..data.captioned import StreamedImages
-from ..data.images import normalize, to_tensor
-from ..data.latents import LatentCache
-from .batches import BatchPlan, Layout, iterate_batches
-from .randomness import generator_for
+from pqdiff.data.cache.reader import LatentCache
+from pqdiff.data.captions.captioned import StreamedImages
+from pqdiff.data.images.buckets import bucket_sizes, nearest_bucket
+from pqdiff.data.images.crops import resize_and_crop
+from pqdiff.data.images.reading import normalize, to_tensor
+from pqdiff.training.batches import BatchPlan, Layout, iterate_batches
+from pqdiff.training.randomness import generator_for
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a picture and its caption become a sample.
+    """How an image and its captions become a sample.
 
     Args:
-        resolution: side in pixels of a square picture.
+        resolution: side in pixels of a square image.
         multiple: sides are divisible by it.
-        buckets: whether other aspect ratios keep their shape, at about the same area; else the center square.
-        random_crop: crop anywhere instead of in the center.
-        flip: mirror half of the pictures. Captions that speak of left and right forbid it.
-        caption_dropout: probability of an empty caption, which guidance needs.
+        buckets: keep the aspect ratio, at about the same area; else all images become squares.
+        random_crop: crop at a random place instead of the center.
+        flip: mirror half of the images. Do not use it if captions speak of left and right.
+        caption_dropout: probability of an empty caption, which classifier-free guidance needs.
+
+    Raises:
+        ValueError: for a resolution that `multiple` does not divide.
     """
 
     resolution: int
@@ -43,71 +47,79 @@ class Preparation:
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
-        """Heights and widths in pixels that pictures are cut to."""
+        """Heights and widths in pixels of the samples."""
         square = [(self.resolution, self.resolution)]
         return bucket_sizes(self.resolution, self.multiple) if self.buckets else square
 
     def size_for(self, width: int, height: int) -> tuple[int, int]:
-        """Height and width that a picture is cut to."""
+        """Height and width in pixels of the sample of an image."""
         return self.sizes[0] if len(self.sizes) == 1 else nearest_bucket(width, height, self.sizes)
 
     def batch(self, items: list[tuple[Image.Image, tuple[str, ...]]], generators: list[torch.Generator]) -> dict:
-        """Batch of `pixels` (B, 3, H, W), uint8, and `captions`, of pictures that are cut to the same size.
+        """Batch of `pixels` (B, 3, H, W), uint8, and `captions`, of images that share a size of the sample.
 
-        Of a picture's captions one is drawn; without any it is the empty text.
+        One of the captions of an image is drawn; an image without captions gets the empty text.
+
+        Args:
+            items: images with their captions.
+            generators: one on the CPU for each image.
         """
         pixels, captions = [], []
         for (image, texts), generator in zip(items, generators, strict=True):
             dropout, mirror, left, top, choice = torch.rand(5, generator=generator).tolist()
             place = (left, top) if self.random_crop else (0.5, 0.5)
             caption = texts[int(choice * len(texts))] if texts else ""
-            picture = to_tensor(cover(image, self.size_for(*image.size), place))
-            pixels.append(picture.flip(2) if self.flip and mirror < 0.5 else picture)
+            cropped = to_tensor(resize_and_crop(image, self.size_for(*image.size), place))
+            pixels.append(cropped.flip(2) if self.flip and mirror < 0.5 else cropped)
             captions.append("" if dropout < self.caption_dropout else caption)
         return {"pixels": torch.stack(pixels), "captions": captions}
 
 
-class PictureSamples:
-    """Captioned pictures by number: items hold `image` (PIL) and `captions`, or one `caption`; `size_of(i)` is (width,
-    height)."""
+class ImageSamples:
+    """Samples of images that can be read by number.
 
-    def __init__(self, pictures, preparation: Preparation):
-        self.pictures, self.preparation = pictures, preparation
+    Args:
+        images: `images[i]` holds `image` (PIL) and `captions`, or one `caption`; `images.size_of(i)` is (width, height).
+        preparation: how an image becomes a sample.
+    """
+
+    def __init__(self, images, preparation: Preparation):
+        self.images, self.preparation = images, preparation
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def batches(self, layout: Layout, seed: int, start: int, stop: int, workers: int = 0) -> Iterator[list[dict]]:
-        """Micro-batches of the steps from `start` to before `stop`, a list per step."""
+        """See `pqdiff.training.batches.Samples`."""
         sizes = self.preparation.sizes
         if len(sizes) == 1:
             keys = sizes * len(self)
         else:
-            keys = [self.preparation.size_for(*self.pictures.size_of(i)) for i in range(len(self))]
+            keys = [self.preparation.size_for(*self.images.size_of(i)) for i in range(len(self))]
         plan = BatchPlan(keys, layout.global_batch_size, seed)
         return iterate_batches(plan, layout, self._load, seed, start, stop, workers)
 
     def _load(self, samples: list[int], generators: list[torch.Generator]) -> dict:
-        items = [self.pictures[i] for i in samples]
+        items = [self.images[i] for i in samples]
         items = [(item["image"], item.get("captions", (item["caption"],))) for item in items]
         return self.preparation.batch(items, generators)
 
 
 class StreamedSamples:
-    """Captioned pictures as they come, for data sets that are too large to be opened by number.
+    """Samples of a stream of images, for data sets that are too large to be read by number.
 
-    Every rank reads the same rows, shuffled within a buffer, and decodes only its own: the batches do not depend on the
-    number of processes. A resumed run reads the rows again from the start, without decoding them. With `workers`, so many
-    threads decode ahead: decoders let go of Python's lock.
+    Every rank reads the same rows, shuffled within a buffer, and decodes only its own rows, so that batches do not depend
+    on the number of processes. A resumed run reads the rows again from the start, without decoding them. `workers` is a
+    number of threads that decode ahead (decoders release Python's global lock).
     """
 
-    _BUFFER = 1000  # rows to shuffle among
+    _BUFFER = 1000  # rows of the shuffle buffer
 
     def __init__(self, stream: StreamedImages, preparation: Preparation):
         self.stream, self.preparation = stream, preparation
 
     def batches(self, layout: Layout, seed: int, start: int, stop: int, workers: int = 0) -> Iterator[list[dict]]:
-        """Micro-batches of the steps from `start` to before `stop`, a list per step."""
+        """See `pqdiff.training.batches.Samples`."""
         groups = self._global_batches(layout.global_batch_size, seed, start, stop)
         if not workers:
             for step, rows in groups:
@@ -124,9 +136,9 @@ class StreamedSamples:
                 yield [loading.result() for loading in ahead.popleft()]
 
     def _global_batches(self, size: int, seed: int, start: int, stop: int) -> Iterator[tuple[int, list]]:
-        """Every step from `start` to before `stop`, with its rows, not decoded."""
+        """Each step from `start` to before `stop` with its rows, which are not decoded."""
         if start >= stop:
-            return  # without reading
+            return  # reads nothing
         waiting: dict[tuple[int, int], list] = {}
         step = epoch = 0
         while step < stop:
@@ -153,12 +165,12 @@ class StreamedSamples:
 
 
 class CachedSamples:
-    """What `training/cache_latents.py` wrote: no picture is read and no encoder runs.
+    """Samples of a cache that `training/cache_latents.py` wrote: no image is read and no encoder runs.
 
     Args:
-        cache: the cache.
+        cache: the opened cache.
         caption_dropout: probability of an empty caption.
-        use_text: whether batches hold the cached text embeddings, if there are any.
+        use_text: put the cached text embeddings, if there are any, into batches.
     """
 
     def __init__(self, cache: LatentCache, caption_dropout: float = 0.0, use_text: bool = False):
@@ -168,7 +180,7 @@ class CachedSamples:
         return len(self.cache)
 
     def batches(self, layout: Layout, seed: int, start: int, stop: int, workers: int = 0) -> Iterator[list[dict]]:
-        """Micro-batches of the steps from `start` to before `stop`, a list per step."""
+        """See `pqdiff.training.batches.Samples`."""
         plan = BatchPlan(self.cache.shapes, layout.global_batch_size, seed)
         return iterate_batches(plan, layout, self._load, seed, start, stop, workers)
 
@@ -183,23 +195,16 @@ class CachedSamples:
         return batch
 
 
-def cover(image: Image.Image, size: tuple[int, int], place: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
-    """Smallest version of the picture that covers (height, width), cut at `place`: 0 is left or top, 1 right or bottom."""
-    height, width = size
-    if image.size == (width, height):
-        return image
-    scale = max(width / image.width, height / image.height)
-    scaled = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-    image = image.resize(scaled, Image.Resampling.LANCZOS)
-    left, top = round((scaled[0] - width) * place[0]), round((scaled[1] - height) * place[1])
-    return image.crop((left, top, left + width, top + height))
-
-
 @torch.no_grad()
 def latents_of(batch: dict, autoencoder, device: torch.device) -> torch.Tensor:
-    """Latents `(B, d, h, w)` of a batch, scaled as diffusion models see them, fp32.
+    """Latents `(B, d, h, w)` of a batch, fp32, scaled as diffusion models see them.
 
-    The most likely latents are taken where the autoencoder has a distribution.
+    If the autoencoder gives a distribution, its mode is taken.
+
+    Args:
+        batch: with `latents`, `indices`, or `pixels` in uint8.
+        autoencoder: `AutoencoderPQ` or `AutoencoderKL`.
+        device: where the autoencoder is.
     """
     if "latents" in batch:
         return batch["latents"].to(device, torch.float32)

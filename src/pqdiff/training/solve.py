@@ -1,43 +1,43 @@
-"""The projections of a widened UNet solved from data before the first step, in place of a freeze stage.
+"""Solve the projections of a widened UNet from data before the first step, instead of a stage that trains only them.
 
-conv_in from paired latents of the same pictures in both autoencoders, conv_out from the frozen UNet's last activations;
-the mathematics is in `pqdiff.models.unet_regression`.
+conv_in is solved from latents of the same images in both autoencoders, conv_out from the last activations of the frozen
+UNet. The mathematics is in `pqdiff.adaptation.regression`.
 """
 
 import itertools
 
 import torch
 
-from ..data.captioned import StreamedImages
-from ..models.unet_regression import ConvInRegression, ConvOutRegression
-from .diffusion import DiffusionObjective
-from .randomness import generator_for
-from .samples import Preparation, latents_of
-from .text import frozen_states
+from pqdiff.adaptation.regression import ConvInRegression, ConvOutRegression
+from pqdiff.data.captions.captioned import StreamedImages
+from pqdiff.training.diffusion import DiffusionObjective
+from pqdiff.training.randomness import generator_for
+from pqdiff.training.samples import Preparation, latents_of
+from pqdiff.training.text import frozen_states
 
 
 @torch.no_grad()
 def solve_conv_in(
-    pictures, resolution: int, old_autoencoder, new_autoencoder, device: torch.device, count: int = 1024, batch_size=16
+    images, resolution: int, old_autoencoder, new_autoencoder, device: torch.device, count: int = 1024, batch_size=16
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Map `(c, d)` and offset `(c,)` from new latents to old ones, for `widen_unet(init="lstsq")`.
 
-    The old autoencoder sees each picture in the size that gives it the same grid of latents.
+    The old autoencoder sees each image at the size at which its latents have the same grid.
 
     Args:
-        pictures: captioned pictures by number, or a stream of them; the first ones are taken.
-        resolution: side in pixels at which the new autoencoder sees them.
-        old_autoencoder: of the base model.
-        new_autoencoder: of the widened model.
+        images: captioned images by number, or a stream of them; the first ones are used.
+        resolution: side in pixels at which the new autoencoder sees the images.
+        old_autoencoder: autoencoder of the base model.
+        new_autoencoder: autoencoder of the widened model.
         device: where the autoencoders are.
-        count: number of pictures.
-        batch_size: pictures at a time.
+        count: number of images.
+        batch_size: number of images per batch.
     """
     factors = [2 ** (len(a.config.block_out_channels) - 1) for a in (old_autoencoder, new_autoencoder)]
     sizes = [resolution // factors[1] * factors[0], resolution]
     regression = ConvInRegression(new_autoencoder.config.latent_channels, old_autoencoder.config.latent_channels)
-    streamed = isinstance(pictures, StreamedImages)
-    rows = iter(pictures) if streamed else (pictures.row(i) for i in range(len(pictures)))
+    streamed = isinstance(images, StreamedImages)
+    rows = iter(images) if streamed else (images.row(i) for i in range(len(images)))
     rows = itertools.islice(rows, count)
     while chosen := list(itertools.islice(rows, batch_size)):
         items = [(row.load(), ()) for row in chosen]
@@ -52,13 +52,13 @@ def solve_conv_in(
 
 @torch.no_grad()
 def solve_conv_out(pipeline, objective: DiffusionObjective, batches, seed: int, device: torch.device) -> None:
-    """Put the best conv_out for the frozen rest of the UNet in its place.
+    """Give the UNet the conv_out that is best for the rest of the UNet as it is.
 
     Args:
-        pipeline: with the widened UNet.
-        objective: of the training that follows.
+        pipeline: pipeline with the widened UNet.
+        objective: objective of the training that follows.
         batches: lists of micro-batches, as `samples.batches` gives them.
-        seed: of noise and timesteps.
+        seed: seed of noise and timesteps.
         device: where the models are.
     """
     regression = ConvOutRegression(pipeline.unet)

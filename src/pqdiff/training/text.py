@@ -1,14 +1,14 @@
-"""Captions to the text encoder's states, as Stable Diffusion's pipelines make them."""
+"""Hidden states of the text encoder for captions, as the pipelines of Stable Diffusion make them."""
 
 from types import SimpleNamespace
 
 import torch
 
-from ..models.fingerprint import fingerprint
+from pqdiff.models.fingerprint import fingerprint
 
 
 def encode_captions(tokenizer, text_encoder, captions: list[str]) -> torch.Tensor:
-    """States `(B, T, D)` of captions; gradients flow if the encoder is trained."""
+    """Hidden states `(B, T, D)` of captions, with gradients if the text encoder is trained."""
     tokens = tokenizer(
         captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )
@@ -19,13 +19,13 @@ def encode_captions(tokenizer, text_encoder, captions: list[str]) -> torch.Tenso
 
 
 def text_fingerprint(text_encoder) -> str:
-    """16 hexadecimal digits that text encoders of equal weights share."""
+    """16 hexadecimal digits that depend on the weights of a text encoder alone."""
     return fingerprint(SimpleNamespace(config={}, state_dict=text_encoder.state_dict))
 
 
 @torch.no_grad()
 def frozen_states(batch: dict, pipeline, device: torch.device) -> torch.Tensor:
-    """States `(B, T, D)` of a batch's captions by a frozen text encoder, from the latent cache if it holds them."""
+    """Hidden states `(B, T, D)` of the captions of a batch, by a frozen text encoder or from the latent cache."""
     if "text_embeddings" in batch:
         return batch["text_embeddings"].to(device)
     return encode_captions(pipeline.tokenizer, pipeline.text_encoder, batch["captions"])

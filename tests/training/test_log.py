@@ -1,0 +1,37 @@
+"""The log has a line for every so many steps, also after a run was killed, and trackers get the same numbers."""
+
+import pytest
+
+from tests.training.loops import open_session, train
+from tests.training.support import steps_of
+
+
+def test_the_log_has_the_mean_loss_of_its_steps_and_ends_with_the_run(tmp_path):
+    session = open_session(tmp_path, 5)
+    train(session, 5)
+    session.close()
+    log = steps_of(tmp_path)
+    assert [line["step"] for line in log] == [2, 4, 5]
+    assert log[0]["loss"] > log[1]["loss"] > log[2]["loss"] > 0
+    assert {line["learning_rate"] for line in log} == {0.1}
+
+
+def test_lines_of_the_log_after_the_checkpoint_are_replaced(tmp_path):
+    train(open_session(tmp_path), 5)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')  # killed while it wrote
+    session = open_session(tmp_path, resume=True)
+    train(session)
+    session.close()
+    assert [line["step"] for line in steps_of(tmp_path)] == [2, 4, 6]
+
+
+def test_trackers_get_loss_and_learning_rate(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    session = open_session(tmp_path, report_to="tensorboard")
+    train(session)
+    session.close()
+    events = EventAccumulator(str(tmp_path / "logs" / "test")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [2, 4, 6]
+    assert events.Scalars("learning_rate")[0].value == pytest.approx(0.1)
