@@ -1,4 +1,4 @@
-"""Exports for the Hub: both precisions, in shards, and a folder that is never half old and half new."""
+"""Exports for the Hub hold both precisions, in shards, and no files of an earlier export."""
 
 import json
 

@@ -18,12 +18,12 @@ IMAGE_SIZE = 32
 LOAD_AUTOENCODERS = """
 import sys, torch
 import pqdiff
-from pqdiff.hub.resolve import load_autoencoder
+from pqdiff.models.loading import load_tokenizer
 
 facts = {}
 image = torch.load("image.pt")
 with torch.no_grad():
-    for way, load in (("class", pqdiff.AutoencoderPQ.from_pretrained), ("name", load_autoencoder)):
+    for way, load in (("class", pqdiff.AutoencoderPQ.from_pretrained), ("name", load_tokenizer)):
         vae = load("user/ae")
         facts[way] = {
             "class": f"{type(vae).__module__}.{type(vae).__name__}",
@@ -34,7 +34,7 @@ with torch.no_grad():
             "reconstruction": vae(image).sample,
         }
 try:
-    load_autoencoder("user/missing")
+    load_tokenizer("user/missing")
 except Exception as error:
     facts["missing"] = {"class": type(error).__name__, "message": str(error)}
 torch.save(facts, sys.argv[1])
@@ -46,13 +46,13 @@ from diffusers import StableDiffusionPipeline
 
 pipe = StableDiffusionPipeline.from_pretrained("user/pipe")
 pipe.set_progress_bar_config(disable=True)
-picture = pipe(**torch.load("call.pt"), generator=torch.manual_seed(0), output_type="pt").images
+generated = pipe(**torch.load("call.pt"), generator=torch.manual_seed(0), output_type="pt").images
 torch.save(
     {
         "pipeline": type(pipe).__name__,
         "class": f"{type(pipe.vae).__module__}.{type(pipe.vae).__name__}",
         "weights": pipe.vae.state_dict(),
-        "picture": picture,
+        "generated": generated,
     },
     sys.argv[1],
 )
@@ -63,16 +63,15 @@ torch.save(
 def autoencoder() -> AutoencoderPQ:
     torch.manual_seed(0)
     return AutoencoderPQ(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        z_channels=8,
+        transform_config={
+            "block_out_channels": (8, 16),
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "mid_channels": 8,
+        },
         latent_channels=4,
         quantizer_config={"num_subspaces": 2, "codebook_size": 16},
-        channel_mean=(0.1, -0.2, 0.3, 0.0),
-        channel_std=(0.5, 1.0, 2.0, 0.8),
+        statistics_config={"mean": (0.1, -0.2, 0.3, 0.0), "std": (0.5, 1.0, 2.0, 0.8)},
         sample_size=IMAGE_SIZE,
     ).eval()
 
@@ -162,7 +161,7 @@ def test_an_autoencoder_loads_by_repo_id(way: str, loaded_autoencoders: dict, au
     assert loaded["class"] == "pqdiff.models.autoencoder_pq.AutoencoderPQ"
     assert not loaded["training"]
     assert_same_weights(loaded["weights"], autoencoder)
-    assert list(loaded["config"]["channel_std"]) == list(autoencoder.config.channel_std)
+    assert loaded["config"]["statistics_config"]["std"] == list(autoencoder.config.statistics_config["std"])
     with torch.no_grad():
         torch.testing.assert_close(loaded["latents"], autoencoder.encode(image).latents)
         torch.testing.assert_close(loaded["reconstruction"], autoencoder(image).sample)
@@ -182,10 +181,10 @@ def test_a_stock_pipeline_loads_its_autoencoder_by_repo_id(loaded_pipeline: dict
     assert_same_weights(loaded_pipeline["weights"], autoencoder)
 
 
-def test_a_stock_pipeline_by_repo_id_paints_the_same_picture(loaded_pipeline: dict, pipeline, call: dict):
-    picture = pipeline(**call, generator=torch.manual_seed(0), output_type="pt").images
-    assert picture.std() > 0
-    torch.testing.assert_close(loaded_pipeline["picture"], picture)
+def test_a_stock_pipeline_by_repo_id_generates_the_same_image(loaded_pipeline: dict, pipeline, call: dict):
+    generated = pipeline(**call, generator=torch.manual_seed(0), output_type="pt").images
+    assert generated.std() > 0
+    torch.testing.assert_close(loaded_pipeline["generated"], generated)
 
 
 def assert_same_weights(weights: dict[str, torch.Tensor], autoencoder: AutoencoderPQ) -> None:

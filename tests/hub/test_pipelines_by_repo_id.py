@@ -28,7 +28,7 @@ for name in ("PQStableDiffusionPipeline", "PQStableDiffusionImg2ImgPipeline", "P
 pipe = pqdiff.PQStableDiffusionPipeline.from_pretrained("user/pq")
 pipe.set_progress_bar_config(disable=True)
 call = {"num_inference_steps": 2, "output_type": "pt"}
-facts["picture"] = pipe("a red fox", generator=torch.manual_seed(0), **call).images
+facts["generated"] = pipe("a red fox", generator=torch.manual_seed(0), **call).images
 
 made = pqdiff.PQStableDiffusionPipeline.from_stable_diffusion("user/base", "user/ae", init="copy")
 made.set_progress_bar_config(disable=True)
@@ -80,9 +80,9 @@ def test_every_pipeline_loads_by_repo_id_bit_for_bit(loaded: dict, pipe, name: s
         assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-def test_loaded_by_repo_id_it_paints_the_same_picture(loaded: dict, pipe):
-    assert loaded["picture"].std() > 0
-    torch.testing.assert_close(loaded["picture"], paint(pipe, num_inference_steps=2))
+def test_loaded_by_repo_id_it_generates_the_same_image(loaded: dict, pipe):
+    assert loaded["generated"].std() > 0
+    torch.testing.assert_close(loaded["generated"], paint(pipe, num_inference_steps=2))
 
 
 def test_base_and_autoencoder_are_found_by_repo_id(loaded: dict):

@@ -1,4 +1,4 @@
-"""What is not whole, not allowed or not reachable is refused in one line, and nothing is half-done on the Hub."""
+"""A push that is incomplete, forbidden or without a connection is refused in one line and changes nothing on the Hub."""
 
 import json
 import shutil
@@ -48,11 +48,11 @@ BREAKS = {
         folder / "text_encoder/model.fp16.safetensors"
     ),
     "00001-of-00002.safetensors is damaged": lambda folder: cut(folder / f"{UNET}-00001-of-00002.safetensors"),
-    "which is not there": lambda folder: (folder / f"{UNET}-00002-of-00002.safetensors").unlink(),
+    "which does not exist": lambda folder: (folder / f"{UNET}-00002-of-00002.safetensors").unlink(),
     "no index names": lambda folder: (folder / f"{UNET}.safetensors.index.fp16.json").unlink(),
     "disagree about": lambda folder: move_tensor(folder / f"{UNET}.safetensors.index.json"),
     "has no weight_map": lambda folder: edit(folder / f"{UNET}.safetensors.index.json", weight_map={}),
-    "out of date": lambda folder: save_file({"a": torch.zeros(1)}, folder / f"{UNET}.safetensors"),
+    "remove the older of the two": lambda folder: save_file({"a": torch.zeros(1)}, folder / f"{UNET}.safetensors"),
     "is of a AutoencoderKL": lambda folder: edit(folder / "unet/config.json", _class_name="AutoencoderKL"),
     "model_index.json cannot be read": lambda folder: (folder / "model_index.json").write_text("{"),
     "must hold a JSON object": lambda folder: (folder / "model_index.json").write_text("[]"),
@@ -77,7 +77,7 @@ def test_pickled_weights_are_no_weights(hub, folder):
     torch.save(load_file(weights), folder / "text_encoder" / "pytorch_model.bin")
     for path in (folder / "text_encoder").glob("*.safetensors"):
         path.unlink()
-    assert "pytorch_model.bin alone does not do" in refusal(ValueError, folder)
+    assert "pytorch_model.bin alone is not enough" in refusal(ValueError, folder)
     assert hub.requests == []
 
 

@@ -1,4 +1,4 @@
-"""A small autoencoder, images, and the loss written out plainly: twice through every network, nothing shared."""
+"""A small autoencoder, images, and the loss written out as its formula."""
 
 import huggingface_hub
 import torch
@@ -25,7 +25,7 @@ class Autoencoder(nn.Module):
 
 def networks(norm: str = "batch") -> tuple[Autoencoder, PatchDiscriminator]:
     torch.manual_seed(0)
-    discriminator = PatchDiscriminator(base_channels=8, num_layers=2, norm=norm, norm_num_groups=4)
+    discriminator = PatchDiscriminator(base_channels=8, num_layers=2, norm=norm)
     with torch.no_grad():
         for parameter in discriminator.parameters():
             parameter *= 3  # logits that pass the hinge, on both sides
@@ -46,7 +46,7 @@ def use_hub(patch, address, token, home):
 
 
 def plain_generator_loss(
-    images, reconstructions, quantizer_loss, last_layer, discriminator, perceptual=None, disc_weight=0.8, factor=1.0
+    images, reconstructions, quantizer_loss, last_layer, discriminator, perceptual=None, disc_weight=0.8
 ):
     """Loss, adaptive weight times `disc_weight`, as the facts give them (L1 + LPIPS)."""
     rec = (images - reconstructions).abs()
@@ -57,7 +57,7 @@ def plain_generator_loss(
     nll_norm = torch.autograd.grad(nll, last_layer, retain_graph=True)[0].norm()
     g_norm = torch.autograd.grad(g, last_layer, retain_graph=True)[0].norm()
     weight = (nll_norm / (g_norm + 1e-4)).clamp(0, 1e4).detach() * disc_weight
-    return nll + weight * factor * g + quantizer_loss, weight
+    return nll + weight * g + quantizer_loss, weight
 
 
 def gradients(module: nn.Module) -> dict[str, torch.Tensor]:

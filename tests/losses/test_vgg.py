@@ -76,7 +76,9 @@ def test_missing_download_says_what_to_get_and_where_to_put_it(monkeypatch, tmp_
 
 def test_without_a_network_the_message_is_the_same(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="set PQDIFF_VGG16 to its path; or train without"):
+    with pytest.raises(
+        FileNotFoundError, match="set PQDIFF_VGG16 to its path; or train with a perceptual weight of 0"
+    ):
         find_vgg16()
 
 

@@ -1,5 +1,7 @@
 """PSNR against its formula in float64, SSIM against scikit-image, and both against torchmetrics."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,10 @@ from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from pqdiff.metrics import DatasetPSNR, ImagePSNR, ImageSSIM
+from pqdiff.metrics import DatasetPSNR, ImageDistance, ImagePSNR, ImageSSIM
 from pqdiff.metrics.reconstruction import as_number
 
-METRICS = (DatasetPSNR, ImagePSNR, ImageSSIM)
+METRICS = (DatasetPSNR, ImagePSNR, ImageSSIM, partial(ImageDistance, lambda x, y: (x - y).abs().mean((1, 2, 3))))
 
 
 def pair(shape, seed=0, noise=20):
@@ -197,3 +199,13 @@ def test_numbers_for_json_are_finite():
     assert as_number(torch.tensor(3.5)) == 3.5
     assert as_number(torch.tensor(float("inf"))) is None
     assert as_number(torch.tensor(float("nan"))) is None
+
+
+def test_a_perceptual_distance_gets_images_from_minus_one_to_one_and_stays_out_of_the_state():
+    network = torch.nn.Conv2d(3, 1, 16)
+    metric = ImageDistance(lambda x, y: (network(x) - network(y)).abs().flatten(1).mean(1))
+    preds, target = pair((3, 3, 16, 16))
+    expected = (network(preds / 127.5 - 1) - network(target / 127.5 - 1)).abs().mean()
+    assert measure(metric, (preds, target)) == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert not metric.total.requires_grad
+    assert not list(ImageDistance(network).parameters())

@@ -1,1 +1,1 @@
-"""Model cards, and finding models by name, folder or Hub id."""
+"""The Hub: model cards, export and push, and loading pipelines by name, folder or Hub id."""

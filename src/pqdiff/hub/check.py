@@ -1,4 +1,4 @@
-"""What a folder must hold before it goes to the Hub, read from configurations and headers without loading a model."""
+"""Checks a folder before it goes to the Hub. It reads configurations and headers, and loads no model."""
 
 import fnmatch
 import json
@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors")
 _VOCABULARY = ("tokenizer.json", "vocab.*", "*.model")
-# Pickles run code when they are read. Event files of TensorBoard have the name of the machine in theirs.
+# Pickles run code when they are read. The names of TensorBoard's event files contain the name of the machine.
 _LEFT_OUT = (
     *(".*", "__pycache__", "checkpoint-*", "optimizer*", "random_states*", "events.out.tfevents*"),
     *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.partial"),
@@ -19,20 +19,20 @@ _LEFT_OUT = (
 
 
 def check_folder(folder: str | Path) -> tuple[list[str], list[str]]:
-    """Files of a model or pipeline folder that go to the Hub, and what is left out.
+    """Files of a model or pipeline folder that go to the Hub, and those that do not.
 
-    Dot files, pickles, training checkpoints, the state of optimizers and logs are left out.
+    Dot files, pickles, training checkpoints, states of optimizers and logs do not go to the Hub.
 
     Args:
-        folder: what `save_pretrained` of an `AutoencoderPQ` or of a pipeline wrote; other files may lie beside.
+        folder: folder that `save_pretrained` of an `AutoencoderPQ` or of a pipeline wrote. It may hold other files too.
 
     Returns:
-        Relative paths of the files in order, and of the files and whole folders that stay.
+        Relative paths of the files that go to the Hub, sorted, and of the files and whole folders that do not.
 
     Raises:
-        ValueError: in one line, naming the folder, the file and what is wrong: a component of `model_index.json` without
-            its configuration or weights, a file of weights that is damaged, cut short or not in its index, or a card
-            that cannot be read.
+        ValueError: in one line that names the folder, the file and the fault: a component of `model_index.json` has no
+            configuration or weights, a file of weights is damaged, cut short or not in its index, or the card cannot be
+            read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -52,7 +52,7 @@ def check_folder(folder: str | Path) -> tuple[list[str], list[str]]:
 
 
 def read_json(path: Path, name: str) -> dict:
-    """An object of a JSON file; ValueError with `name` if it holds none."""
+    """The object that a JSON file holds; a ValueError that calls the file `name` if there is none."""
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
@@ -65,7 +65,7 @@ def read_json(path: Path, name: str) -> dict:
 
 
 def _components(folder: Path) -> list[tuple[str, Path, str]]:
-    """Prefix of names, folder and class of every component; a model is the one component of its own folder."""
+    """Prefix of names, folder and class of every component. The folder of a model has one component, the model."""
     if (folder / "model_index.json").is_file():
         index = read_json(folder / "model_index.json", "model_index.json")
         pairs = {
@@ -108,11 +108,11 @@ def _check_model(prefix: str, folder: Path, class_name: str, weights: list[str],
     found = [name for name in _WEIGHTS if name in weights or (folder / f"{name}.index.json").is_file()]
     if not found:
         only = weights or pickles
-        fix = f"; {', '.join(only)} alone does not do: save it as full safetensors" if only else ""
+        fix = f"; {', '.join(only)} alone is not enough: save the model as full safetensors" if only else ""
         raise ValueError(f"{prefix} ({class_name}) has no weights ({' or '.join(_WEIGHTS)}){fix}")
     for name in found:
         if name in weights and (folder / f"{name}.index.json").is_file():
-            raise ValueError(f"{prefix} has both {name} and an index of shards: remove the one that is out of date")
+            raise ValueError(f"{prefix} has both {name} and an index of shards: remove the older of the two")
     indexed: set[str] = set()
     for path in sorted(folder.glob("*.safetensors.index*.json")):
         indexed |= _check_index(path, prefix)
@@ -122,14 +122,14 @@ def _check_model(prefix: str, folder: Path, class_name: str, weights: list[str],
 
 
 def _check_index(path: Path, prefix: str) -> set[str]:
-    """Names of the shards of an index, which must have exactly the tensors that it says."""
+    """Names of the shards of an index. They must hold exactly the tensors that the index assigns to them."""
     places = read_json(path, prefix + path.name).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(shard, str) for shard in places.values()):
         raise ValueError(f"{prefix}{path.name} has no weight_map")
     for shard in sorted(set(places.values())):
         promised = {name for name, place in places.items() if place == shard}
         if Path(shard).name != shard or not (path.parent / shard).is_file():
-            raise ValueError(f"{prefix}{path.name} names {shard}, which is not there")
+            raise ValueError(f"{prefix}{path.name} names {shard}, which does not exist")
         differing = promised ^ _tensor_names(path.parent / shard, prefix + shard)
         if differing:
             raise ValueError(f"{prefix}{shard} and {path.name} disagree about {sorted(differing)[0]}")
@@ -137,7 +137,7 @@ def _check_index(path: Path, prefix: str) -> set[str]:
 
 
 def _tensor_names(path: Path, name: str) -> set[str]:
-    """Names in the header, which must account for every byte of the file."""
+    """Names of the tensors in a file, whose header must describe every byte of it."""
     try:
         with safe_open(path, framework="numpy") as file:
             return set(file.keys())
@@ -148,12 +148,12 @@ def _tensor_names(path: Path, name: str) -> set[str]:
 def _check_card(path: Path) -> None:
     try:
         ModelCard.load(path)
-    except Exception as error:  # of the YAML library, whichever huggingface_hub uses
+    except Exception as error:  # its type depends on the YAML library
         raise ValueError(f"README.md has no valid metadata ({' '.join(str(error).split())[:200]})") from None
 
 
 def _split(folder: Path) -> tuple[list[str], list[str]]:
-    """Files below `folder` that go, and files and folders that do not."""
+    """Files below `folder` that go to the Hub, and files and folders that do not."""
     files, left_out = [], []
 
     def walk(place: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pipelines as folders for the Hub: sharded safetensors in full precision and, beside them, in half precision."""
+"""Saves pipelines as folders for the Hub: sharded safetensors in full precision, and beside them in half precision."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .check import check_folder, read_json
-from .local_paths import forget_local_paths
+from pqdiff.hub.check import check_folder, read_json
+from pqdiff.hub.local_paths import forget_local_paths
 
 FP16 = "fp16"
 _SUFFIX = ".safetensors"
@@ -20,19 +20,19 @@ _LARGEST = torch.finfo(torch.float16).max
 
 
 def export_for_hub(pipeline, folder: str | Path, *, max_shard_size: int | str = "5GB", fp16: bool = True) -> None:
-    """Save `pipeline` in its own precision and, if `fp16`, as `variant="fp16"` too; other files in `folder` stay.
+    """Save `pipeline` in its own precision and, if `fp16`, as `variant="fp16"` too. Other files in `folder` stay.
 
-    The pipeline is left as it is, and may have been loaded from the same folder. The half-precision files are made shard
-    by shard. Modules that a class keeps in full precision (codebooks, the statistics of latents) are so there as well.
+    The pipeline is not changed, and may have been loaded from the same folder. The half-precision files are written shard
+    by shard. Modules that a class keeps in full precision (codebooks, statistics of latents) keep it there as well.
 
     Args:
         pipeline: a diffusers pipeline.
-        folder: made if missing; its components are replaced as a whole.
+        folder: folder for it, which is made if it does not exist. Components in it are replaced as a whole.
         max_shard_size: bytes, or a text such as "5GB".
-        fp16: whether `from_pretrained(..., variant="fp16", torch_dtype=torch.float16)` shall find files.
+        fp16: whether to write files for `from_pretrained(..., variant="fp16", dtype=torch.float16)`.
 
     Raises:
-        ValueError: if a component has LoRA layers, or weights that half precision cannot hold; nothing is written.
+        ValueError: if a component has LoRA layers, or weights that half precision cannot hold. Then nothing is written.
     """
     folder = Path(folder)
     models = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
@@ -57,11 +57,11 @@ def export_for_hub(pipeline, folder: str | Path, *, max_shard_size: int | str = 
 
 
 def write_fp16_weights(folder: Path, keep: list[str] | tuple[str, ...] = ()) -> None:
-    """Beside every full-precision file of weights in `folder`, one with its floating-point tensors in half precision.
+    """Write a half-precision copy of every full-precision file of weights beside it. Integers stay integers.
 
     Args:
-        folder: of one model, as `save_pretrained` of diffusers or transformers wrote it.
-        keep: names of modules whose tensors stay as they are.
+        folder: folder of one model that `save_pretrained` of diffusers or transformers wrote.
+        keep: names of modules whose tensors keep their precision.
     """
     indices = sorted(folder.glob(f"*{_SUFFIX}.index.json"))
     shards: set[str] = set()
@@ -85,7 +85,7 @@ def _variant_name(name: str) -> str:
 
 
 def _convert(folder: Path, name: str, keep: list[str] | tuple[str, ...]) -> int:
-    """Convert one file; bytes of its tensors."""
+    """Convert one file. Returns the number of bytes of its tensors."""
     tensors = {}
     with safe_open(folder / name, framework="pt") as file:
         metadata = file.metadata()
@@ -95,12 +95,12 @@ def _convert(folder: Path, name: str, keep: list[str] | tuple[str, ...]) -> int:
                 largest = tensor.abs().max().item() if tensor.numel() else 0.0
                 if not largest <= _LARGEST:  # NaN too
                     raise ValueError(
-                        f"{key} of {folder.name} reaches {largest:g}, half precision ends at {_LARGEST:g}: "
+                        f"{key} of {folder.name} reaches {largest:g}, half precision can hold {_LARGEST:g}: "
                         "export with fp16=False"
                     )
                 tensor = tensor.half()
             tensors[key] = tensor
     target = folder / _variant_name(name)
     save_file(tensors, target, metadata=metadata)
-    os.chmod(target, (folder / name).stat().st_mode)  # safetensors keeps what it writes private
+    os.chmod(target, (folder / name).stat().st_mode)  # safetensors makes files that only their owner can read
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -1,11 +1,11 @@
-"""Folders of one machine have no place in what others load."""
+"""Removes folders of this machine from configurations that other people will load."""
 
 import json
 from pathlib import Path
 
 
 def forget_local_paths(folder: str | Path) -> None:
-    """Remove from the configurations below `folder` where on this machine their models were; Hub ids stay."""
+    """Remove `_name_or_path` from the configurations below `folder` where it is a local path. Hub ids stay."""
     for path in Path(folder).rglob("*.json"):
         content = json.loads(path.read_text())
         source = content.get("_name_or_path") if isinstance(content, dict) else None

@@ -1,4 +1,4 @@
-"""Find a text-to-image pipeline by the name of a shipped one, by folder, or by Hub repo id."""
+"""Loads text-to-image pipelines by the name of a shipped one, by folder, or by Hub id."""
 
 import importlib
 from pathlib import Path
@@ -8,24 +8,29 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import nn
 
-from ..checkpoints import BUNDLED, BUNDLED_PIPELINES, bundled, suggestion
-from ..pipelines import PQStableDiffusionPipeline
-from ..pipelines.conversion import check_not_removed
-from .check import read_json
-from .pipeline_cards import LORA_WEIGHTS
+from pqdiff.checkpoints import BUNDLED, BUNDLED_PIPELINES, bundled
+from pqdiff.hub.check import read_json
+from pqdiff.hub.pipeline_cards import LORA_WEIGHTS
+from pqdiff.pipelines import PQStableDiffusionPipeline
+from pqdiff.pipelines.conversion import check_not_removed
+from pqdiff.suggestions import did_you_mean
 
 _KINDS = tuple(f"{pq}StableDiffusion{task}Pipeline" for pq in ("", "PQ") for task in ("", "Img2Img"))
-_LIBRARIES = ("diffusers", "transformers", "pqdiff")  # whose models say what their files lacked
+_LIBRARIES = ("diffusers", "transformers", "pqdiff")  # their models report missing weights
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 
 
-def load_pipeline(source: str, torch_dtype: torch.dtype = torch.float32) -> PQStableDiffusionPipeline:
-    """Text-to-image pipeline from a shipped name, a folder or a Hub id; a stock Stable Diffusion stays what it is.
+def load_pipeline(source: str, dtype: torch.dtype = torch.float32) -> PQStableDiffusionPipeline:
+    """A text-to-image pipeline. A stock Stable Diffusion works too, with its own autoencoder.
 
-    LoRA layers that lie beside its models, as `adapt_sd.py` leaves them, are loaded with it.
+    LoRA layers beside its models, where `adapt_sd.py` writes them, are loaded as well.
+
+    Args:
+        source: name of a shipped pipeline, folder, or Hub id (`user/name`).
+        dtype: data type of the models.
 
     Raises:
-        ValueError: in one line, naming the source and what is wrong with it, also if weights are missing.
+        ValueError: in one line that names the source and the fault, such as missing weights.
     """
     place = bundled(source) if source in BUNDLED_PIPELINES else source
     if place == source:
@@ -35,13 +40,13 @@ def load_pipeline(source: str, torch_dtype: torch.dtype = torch.float32) -> PQSt
         index = read_json(folder / "model_index.json", "model_index.json")
         if index.get("_class_name") not in _KINDS:
             raise ValueError(f"it holds a {index.get('_class_name')}, not one of {', '.join(_KINDS)}")
-        models = {name: _load_whole(folder, name, entry, torch_dtype) for name, entry in index.items()}
+        models = {name: _load_whole(folder, name, entry, dtype) for name, entry in index.items()}
         models = {name: model for name, model in models.items() if model is not None}
-        pipeline = PQStableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch_dtype, **models)
+        pipeline = PQStableDiffusionPipeline.from_pretrained(folder, dtype=dtype, **models)
         if layers := _lora_weights(place):
             pipeline.load_lora_weights(layers.parent, weight_name=layers.name)
         return pipeline
-    except Exception as error:  # of whichever library reads the file that is broken
+    except Exception as error:  # its type depends on the library that reads the broken file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"model ({source}) cannot be loaded: {reason[:300]}") from None
 
@@ -57,7 +62,7 @@ def _lora_weights(place: str) -> Path | None:
 
 
 def _check_source(source: str) -> None:
-    """ValueError for what is no pipeline whatever it holds."""
+    """Raise ValueError for a source that cannot be a pipeline."""
     check_not_removed(source)
     if source in BUNDLED:
         raise ValueError(
@@ -71,15 +76,15 @@ def _check_source(source: str) -> None:
     if not folder.exists() and source.count("/") != 1:
         raise ValueError(
             f"model ({source}) is neither a shipped pipeline, nor a folder, nor a Hub id (user/name): "
-            f"{suggestion(source, BUNDLED_PIPELINES)}"
+            f"{did_you_mean(source, BUNDLED_PIPELINES)}"
         )
 
 
 def _load_whole(folder: Path, name: str, entry, dtype: torch.dtype) -> nn.Module | None:
-    """A model of the pipeline, or None where `entry` of model_index.json is no model.
+    """A model of the pipeline, or None if `entry` of model_index.json is not a model.
 
-    Weights that the files lack get random values, and tokenizers without files know nothing, and both is only logged:
-    here it is an error.
+    The libraries fill missing weights with random values and load tokenizers without a vocabulary, and only log it. Here
+    both are errors.
     """
     if not isinstance(entry, list) or entry[0] not in _LIBRARIES:
         return None
@@ -90,7 +95,7 @@ def _load_whole(folder: Path, name: str, entry, dtype: torch.dtype) -> nn.Module
     kind = getattr(importlib.import_module(entry[0]), entry[1])
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         return None
-    model, report = kind.from_pretrained(folder, subfolder=name, torch_dtype=dtype, output_loading_info=True)
+    model, report = kind.from_pretrained(folder, subfolder=name, dtype=dtype, output_loading_info=True)
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(

@@ -1,9 +1,8 @@
-"""Send a model or a pipeline to the Hub: everything is checked before anything is sent, and goes in one commit."""
+"""Sends a model or a pipeline to the Hub in one commit, after everything was checked."""
 
 import contextlib
 import json
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,26 +12,26 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..models import AutoencoderPQ
-from .cards import write_card
-from .check import check_folder, read_json
-from .pipeline_cards import known_license, render_bare_card, render_pipeline_card
+from pqdiff.hub.cards import render_tokenizer_card
+from pqdiff.hub.check import check_folder, read_json
+from pqdiff.hub.pipeline_cards import known_license, render_bare_card, render_pipeline_card
+from pqdiff.models.loading import load_tokenizer
 
-# Failures of the connection: huggingface_hub's HTTP library is requests, httpx or httpx2 depending on its version, and its
-# own error derives from that library's.
+# Failures of the connection. huggingface_hub uses requests, httpx or httpx2, depending on its version, and its own error
+# derives from the error of that library.
 _NO_CONNECTION = (OSError, HfHubHTTPError.__bases__[0])
 _NOT_RECORDED = "How long it was trained, and on what, was not recorded."
 
 
 @dataclass(frozen=True)
 class PushResult:
-    """What was sent, or would be.
+    """What was sent; with `dry_run`, what would be sent.
 
     Attributes:
-        url: of the repository.
-        files: path and bytes of each file.
-        left_out: files and folders that stay here.
-        removed: weights of an earlier push that were removed there, because they would be loaded instead of the new.
+        url: address of the repository.
+        files: path and size in bytes of each file.
+        left_out: files and folders that were not sent.
+        removed: weights of an earlier push that were removed from the repository, because loaders would prefer them.
     """
 
     url: str
@@ -50,24 +49,25 @@ def push_folder(
     commit_message: str = "Upload with pqdiff",
     token: str | None = None,
 ) -> PushResult:
-    """Check a folder and send it to the Hub as one commit; the repository is made if it does not exist.
+    """Check a folder and send it to the Hub as one commit. The repository is made if it does not exist.
 
-    A folder without `README.md` gets a card that says what the folder shows, and that no more is known. The card of a
-    trainer, whose snippet loads the run by its name, goes up with the repository in its place.
+    A folder without `README.md` gets a card with the facts that the folder shows. In a trainer's card, whose code loads
+    the run by its name, the repository takes the place of that name.
 
     Args:
-        folder: an `AutoencoderPQ` or a pipeline as `save_pretrained` wrote it, maybe with `variant.yaml`, `samples/`,
-            `metrics.json` and `README.md`, as `training/adapt_sd.py` leaves it. See `check_folder` for what stays.
+        folder: an `AutoencoderPQ` or a pipeline that `save_pretrained` wrote, optionally with `variant.yaml`, `samples/`,
+            `metrics.json` and `README.md`, as `training/adapt_sd.py` writes them. `check_folder` says which files are
+            sent.
         repo_id: `user/name` on the Hub.
-        private: make the repository private. One that exists must be so already.
-        dry_run: only check and list; nothing is sent, and nothing written.
-        commit_message: of the commit.
-        token: for the Hub; default: that of `hf auth login` or `HF_TOKEN`.
+        private: make the repository private. A repository that exists must be private already.
+        dry_run: only check and list. Nothing is sent or written.
+        commit_message: message of the commit.
+        token: token for the Hub. Default: that of `hf auth login` or `HF_TOKEN`.
 
     Raises:
         ValueError: if the folder or `repo_id` is wrong, or the Hub refuses the content.
-        PermissionError: if the Hub does not know the user, or does not let the user write there.
-        ConnectionError: if the Hub cannot be reached or fails. Each is one line.
+        PermissionError: if the Hub does not know the user, or the user may not write to the repository.
+        ConnectionError: if the Hub cannot be reached or fails. All messages are one line.
     """
     folder = Path(folder)
     check_repo_id(repo_id)
@@ -97,7 +97,7 @@ def push_folder(
 
 
 def addressed(card: str, repo_id: str) -> str:
-    """A card whose snippets load from the Hub what a trainer knew by the name of its run alone."""
+    """The card with `repo_id` in its code instead of the name of the run, which is all that a trainer knows."""
     title = re.search(r"^# (.+)$", card, re.MULTILINE)
     names = "|".join(re.escape(json.dumps(name)) for name in ("THIS_FOLDER", title[1] if title else "THIS_FOLDER"))
     return re.sub(rf"\b(from_pretrained|load_lora_weights)\((?:{names})(?=[,)])", rf'\1("{repo_id}"', card)
@@ -114,7 +114,7 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def _stale(files: list[str], there: list[str]) -> list[str]:
-    """Weights that lie in the repository beside the new ones and are not among them."""
+    """Weights in the repository that are in the same folders as the new ones, but are not among them."""
     places = {PurePosixPath(file).parent for file in files if file.endswith(".safetensors")}
     return [
         file
@@ -141,11 +141,18 @@ def _make_card(folder: Path, repo_id: str) -> str:
             load=f'"{repo_id}"',
         )
     if read_json(folder / "config.json", "config.json").get("_class_name") == "AutoencoderPQ":
-        model = AutoencoderPQ.from_pretrained(folder)
-        if not model.config.conv_networks:
-            with tempfile.TemporaryDirectory() as temporary:
-                write_card(model, temporary, name, "On which images it was fitted was not recorded.", f'"{repo_id}"')
-                return (Path(temporary) / "README.md").read_text()
+        model = load_tokenizer(folder)
+        card = render_tokenizer_card(
+            model,
+            name=name,
+            load=f'"{repo_id}"',
+            license="unknown",
+            summary=f"An image tokenizer with {model.bits_per_pixel:g} bits per pixel.",
+            training=_NOT_RECORDED,
+            evaluation=None,
+            limits="Images that are unlike those it was trained on may be reconstructed worse. Nothing was measured.",
+        )
+        return card.content
     return render_bare_card(name, "image-to-image", _NOT_RECORDED)
 
 
@@ -163,20 +170,20 @@ def _read_variant(path: Path) -> dict:
 
 @contextlib.contextmanager
 def _one_line(repo_id: str, token: str | None) -> Iterator[None]:
-    """Turn what goes wrong between here and the Hub into one line."""
+    """Turn errors of the exchange with the Hub into errors of one line."""
     try:
         yield
     except (RuntimeError, ValueError, *_NO_CONNECTION) as error:
         chain = [error]
         while chain[-1].__cause__ is not None:
-            chain.append(chain[-1].__cause__)  # uploads wrap what happened
+            chain.append(chain[-1].__cause__)  # uploads wrap the original error
         answer = next((cause for cause in chain if isinstance(cause, HfHubHTTPError)), None)
         lost = next((cause for cause in chain if isinstance(cause, _NO_CONNECTION)), None)
         reason = " ".join(str(getattr(answer, "server_message", None) or answer or lost or error).split())[:300]
         if answer is not None:
             raise _refusal(answer.response.status_code, reason, repo_id, token) from None
         if isinstance(lost, OSError) and lost.filename:
-            raise ValueError(reason) from None  # a file here, not the Hub
+            raise ValueError(reason) from None  # a local file, not the Hub
         if lost is not None:
             raise ConnectionError(f"the Hub cannot be reached ({reason}): check the network and HF_ENDPOINT") from None
         raise ValueError(reason) from None

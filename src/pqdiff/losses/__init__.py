@@ -1,7 +1,7 @@
-"""What autoencoders are trained with: distances between images, and a discriminator."""
+"""Losses that autoencoders are trained with: distances between images, and a discriminator."""
 
-from .discriminator import PatchDiscriminator
-from .perceptual import PerceptualLoss, learned_perceptual_similarity
-from .vqgan import VQGANLoss
+from pqdiff.losses.perceptual import PerceptualLoss
+from pqdiff.losses.vqgan import VQGANLoss
+from pqdiff.models.discriminator import PatchDiscriminator
 
-__all__ = ["PatchDiscriminator", "PerceptualLoss", "VQGANLoss", "learned_perceptual_similarity"]
+__all__ = ["PatchDiscriminator", "PerceptualLoss", "VQGANLoss"]

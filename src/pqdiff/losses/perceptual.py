@@ -1,7 +1,8 @@
-"""LPIPS with VGG16: how different two images look (Zhang et al., arXiv 1801.03924), without torchvision.
+"""LPIPS with VGG16: how different two images look to people (Zhang et al., arXiv 1801.03924), without torchvision.
 
-Squared differences of unit-normalized features, weighted per channel, averaged over positions, summed over five stages.
-The channel weights are those inside torchmetrics. Training uses VGG16; tables usually show LPIPS with AlexNet.
+LPIPS takes squared differences of unit-normalized features, weights them per channel, averages them over positions and
+sums them over five stages. The channel weights come from torchmetrics. This is the network that training uses; tables in
+papers usually show LPIPS with AlexNet.
 """
 
 from pathlib import Path
@@ -10,31 +11,32 @@ import torch
 import torchmetrics
 from torch import nn
 
-from .vgg import CHANNELS, FILENAME, REPO_ID, REVISION, find_vgg16, load_vgg16
+from pqdiff.losses.vgg import CHANNELS, FILENAME, REPO_ID, REVISION, find_vgg16, load_vgg16
 
 _HEADS = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / "vgg.pth"
-_EPS = 1e-8  # inside the root: where all features are zero, the gradient of a bare norm is infinite
+_EPS = 1e-8  # inside the root, because a norm has an infinite gradient where all features are zero
 _MIN_SIZE = 32
 
 
 class PerceptualLoss(nn.Module):
-    """LPIPS distance of images, differentiable in both, 0 for equal ones.
+    """LPIPS distance of images, differentiable in both. Equal images have distance 0.
 
-    Frozen, always in eval mode, and computed in fp32 whatever autocast says.
+    The network is frozen, always in eval mode, and computes in fp32, also under autocast.
 
     Args:
-        weights: file with VGG16's weights; default: what the environment variable PQDIFF_VGG16 names, else the Hub's.
-        sha256: beginning of the file's SHA-256, if it is not one of `pqdiff.losses.vgg.KNOWN_FILES`.
+        weights: file with VGG16's weights. Default: the file that the environment variable PQDIFF_VGG16 names, else the
+            file on the Hub.
+        sha256: beginning of the file's SHA-256, if the file is not one of `pqdiff.losses.vgg.KNOWN_FILES`.
         repo_id: Hub repository to download from.
-        filename: file in it.
-        revision: commit or branch of it.
+        filename: file in the repository.
+        revision: commit or branch of the repository.
 
     Attributes:
-        digest: SHA-256 of the weights, for the record.
+        digest: SHA-256 of the file of weights.
 
     Raises:
-        FileNotFoundError: saying what to put where, if there are no weights.
-        ValueError: if they are not what they should be.
+        FileNotFoundError: if there are no weights; the message says which file to put where.
+        ValueError: if the file has another SHA-256 or does not hold VGG16's weights.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class PerceptualLoss(nn.Module):
     ):
         super().__init__()
         self.trunk, self.digest = load_vgg16(find_vgg16(weights, repo_id, filename, revision), sha256)
-        # What ImageNet's mean and standard deviation are for images in [-1, 1].
+        # Mean and standard deviation of ImageNet, for images in [-1, 1].
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
         for stage, head in enumerate(_read_heads()):
@@ -56,18 +58,18 @@ class PerceptualLoss(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
-        """Stays in eval mode, also as a part of something that trains."""
+        """Does nothing: the network stays in eval mode, also as a part of a module that trains."""
         return super().train(False)
 
     def forward(self, images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         """Distances `(B,)` in fp32 between images `(B, 3, H, W)` in [-1, 1], sides at least 32 px.
 
         Raises:
-            ValueError: if shapes differ or are others.
+            ValueError: if the shapes differ, or are not of this form.
         """
         if images.shape != others.shape or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
-                f"images must be two of (B, 3, H, W), got {tuple(images.shape)} and {tuple(others.shape)}"
+                f"images and others must both be (B, 3, H, W), got {tuple(images.shape)} and {tuple(others.shape)}"
             )
         if min(images.shape[2:]) < _MIN_SIZE:
             raise ValueError(
@@ -83,26 +85,8 @@ class PerceptualLoss(nn.Module):
         return distance
 
 
-@torch.no_grad()
-def learned_perceptual_similarity(network: PerceptualLoss, preds: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """LPIPS (VGG16) of each image, `(B,)`, without gradients. Lower is better.
-
-    Args:
-        network: with its weights, on the images' device.
-        preds: reconstructions `(B, 3, H, W)`, uint8, or floating point in [0, 1], as the metrics take them.
-        target: images of the same shape and dtype.
-
-    Raises:
-        ValueError: if dtypes or shapes differ.
-    """
-    if preds.dtype != target.dtype:
-        raise ValueError(f"preds ({preds.dtype}) and target ({target.dtype}) must have the same dtype")
-    factor = 1 if preds.is_floating_point() else 255
-    return network(preds.float() / factor * 2 - 1, target.float() / factor * 2 - 1)
-
-
 def _unit(features: torch.Tensor) -> torch.Tensor:
-    """Features `(B, C, h, w)` divided by their length over channels."""
+    """Features `(B, C, h, w)` divided by their norm over the channels."""
     return features * (features.square().sum(1, keepdim=True) + _EPS).rsqrt()
 
 
@@ -114,8 +98,11 @@ def _read_heads() -> list[torch.Tensor]:
     except (OSError, KeyError) as error:
         raise ValueError(
             f"torchmetrics ({torchmetrics.__version__}) does not hold the channel weights of LPIPS where pqdiff looks "
-            "for them: version 1.9 does"
+            "for them: install version 1.9"
         ) from error
     if tuple(map(len, heads)) != CHANNELS:
-        raise ValueError(f"channel weights of LPIPS must be for {CHANNELS} channels, got {tuple(map(len, heads))}")
+        found = tuple(map(len, heads))
+        raise ValueError(
+            f"the channel weights of LPIPS in torchmetrics are for {found} channels, must be for {CHANNELS}"
+        )
     return heads

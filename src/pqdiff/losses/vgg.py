@@ -1,6 +1,6 @@
-"""The convolutions of VGG16 (Simonyan and Zisserman, arXiv 1409.1556), and where their weights come from.
+"""The convolutions of VGG16 (Simonyan and Zisserman, arXiv 1409.1556), and the files with their weights.
 
-Written here because torchvision would be the only other reason to need it.
+The network is written here so that pqdiff does not need torchvision.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ ORIGINAL_FILE = "vgg16-397923af.pth"
 REPO_ID = "timm/vgg16.tv_in1k"
 REVISION = "b8d8aa2dd860af9233c8c67385a8097fd6c35d3f"
 FILENAME = "model.safetensors"
-# The ImageNet weights of torchvision, as published and as converted on the Hub. By SHA-256.
+# SHA-256 of the files of torchvision's ImageNet weights: as published, and as converted on the Hub.
 KNOWN_FILES = {
     "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0": ORIGINAL_FILE,
     "57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8": f"{REPO_ID}/{FILENAME}",
 }
 CHANNELS = (64, 128, 256, 512, 512)  # of the five stages
 _CONVOLUTIONS = (2, 2, 3, 3, 3)  # per stage
-# huggingface_hub's HTTP library is requests, httpx or httpx2 depending on its version.
+# huggingface_hub uses requests, httpx or httpx2, depending on its version.
 _NO_DOWNLOAD = (OSError, HfHubHTTPError, HfHubHTTPError.__bases__[0])
 
 _UNREADABLE = (
@@ -42,10 +42,10 @@ _UNREADABLE = (
 
 
 class VGG16Features(nn.Module):
-    """Images `(B, 3, H, W)`, standardized as the weights expect, to what the five stages see before they are pooled.
+    """Maps images `(B, 3, H, W)`, standardized as the weights expect, to the features of the five stages before pooling.
 
-    Stage i has `CHANNELS[i]` channels at H / 2^i; its last ReLU is the paper's relu{i+1}_{2 or 3}. Layers are numbered
-    as everywhere, `features.0` to `features.28`, so that published weights fit.
+    Stage i has `CHANNELS[i]` channels at H / 2^i; its last ReLU is the paper's relu{i+1}_{2 or 3}. The layers have
+    torchvision's numbers, `features.0` to `features.28`, so that published weights fit.
     """
 
     def __init__(self):
@@ -73,10 +73,11 @@ class VGG16Features(nn.Module):
 def find_vgg16(
     path: str | Path | None = None, repo_id: str = REPO_ID, filename: str = FILENAME, revision: str | None = REVISION
 ) -> Path:
-    """File with VGG16's weights: `path`, else what the variable PQDIFF_VGG16 names, else from the Hub.
+    """File with VGG16's weights: `path`, else the file that the variable PQDIFF_VGG16 names, else a download from the Hub.
 
     Raises:
-        FileNotFoundError: naming the file, its hash and where to put it, if it is not there and cannot be downloaded.
+        FileNotFoundError: if the file does not exist and cannot be downloaded. The message names the file, its hash and
+            where to put it.
     """
     for source, value in (("path", path), (ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE))):
         if value:
@@ -89,23 +90,24 @@ def find_vgg16(
         reason = " ".join(str(error).split())[:200]
         raise FileNotFoundError(
             f"VGG16's weights could not be downloaded from {repo_id}/{filename} on the Hub ({reason}). Get "
-            f"{_what_to_give()}, put it anywhere, and set {ENVIRONMENT_VARIABLE} to its path; or train without, with a "
-            "perceptual weight of 0"
+            f"{_what_to_give()}, put it anywhere, and set {ENVIRONMENT_VARIABLE} to its path; or train with a perceptual "
+            "weight of 0"
         ) from error
 
 
 def load_vgg16(path: str | Path, sha256: str | None = None) -> tuple[VGG16Features, str]:
-    """The network, frozen and in eval mode, from a `.safetensors` or PyTorch file whose digest is checked first.
+    """The network, frozen and in eval mode, from a `.safetensors` or PyTorch file. Its SHA-256 is checked first.
 
     Args:
-        path: file with tensors `features.N.weight` and `features.N.bias`; others in it are left out.
-        sha256: beginning (at least 8 hex digits) of the SHA-256 of the file; default: that of one of `KNOWN_FILES`.
+        path: file with tensors `features.N.weight` and `features.N.bias`. Its other tensors are ignored.
+        sha256: beginning (at least 8 hex digits) of the SHA-256 of the file. Default: the file must be one of
+            `KNOWN_FILES`.
 
     Returns:
         The network and the whole SHA-256.
 
     Raises:
-        ValueError: if `sha256` is too short, the digest is another, or the file does not hold these tensors.
+        ValueError: if `sha256` is too short, the file has another one, or the file does not hold these tensors.
     """
     path = Path(path)
     if sha256 is not None and len(sha256) < 8:
@@ -126,7 +128,7 @@ def load_vgg16(path: str | Path, sha256: str | None = None) -> tuple[VGG16Featur
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    """Convolutions only: the classifier is nine tenths of the published files."""
+    """Tensors of the convolutions. The classifier, nine tenths of the published files, is not read."""
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if name.startswith("features.")}  # noqa: SIM118
@@ -134,7 +136,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _digest(file) -> str:
-    """`hashlib.file_digest` of Python 3.11 for 3.10."""
+    """`hashlib.file_digest`, which Python 3.10 does not have."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)

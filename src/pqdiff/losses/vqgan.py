@@ -1,7 +1,8 @@
 """The training loss of VQGAN (Esser et al., arXiv 2012.09841) as PQGAN uses it.
 
-Unlike the reference implementation: the discriminator may start earlier than its influence, nothing of the adversarial
-part is computed before it counts, and the adaptive weight is that of the whole batch over all processes.
+Differences from the reference implementation: the discriminator may start to train before it influences the autoencoder,
+the adversarial part is not computed before it is used, and the adaptive weight is that of the whole batch over all
+processes.
 """
 
 import torch
@@ -9,10 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .adaptive import frozen, gradient_at, last_layer_norms, with_gradient
-from .perceptual import PerceptualLoss
+from pqdiff.losses.adaptive import frozen, gradient_at, last_layer_norms, with_gradient
+from pqdiff.losses.perceptual import PerceptualLoss
+from pqdiff.suggestions import did_you_mean
 
 DISCRIMINATOR_LOSSES = ("hinge", "vanilla")
+# Upper limit and denominator's constant of the adaptive weight, as in all published configurations.
+ADAPTIVE_MAX, ADAPTIVE_EPSILON = 1e4, 1e-4
 
 
 class VQGANLoss:
@@ -22,33 +26,33 @@ class VQGANLoss:
         generator:      nll + disc_weight * w * f * (-mean D(x_hat)) + quantizer_weight * quantizer_loss
         discriminator:  f_D * (mean max(0, 1 - D(x)) + mean max(0, 1 + D(x_hat))) / 2      ("hinge")
                         f_D * (mean softplus(-D(x)) + mean softplus(D(x_hat))) / 2         ("vanilla")
-        w = clamp(|d nll / d last_layer| / (|d -mean D / d last_layer| + adaptive_epsilon), 0, adaptive_max)
-        f = disc_factor from step disc_start on, before that 0; f_D is that, disc_pretrain_steps earlier
+        w = min(|d nll / d last_layer| / (|d -mean D / d last_layer| + 1e-4), 1e4)
+        f = 1 from step disc_start on, before that 0
+        f_D = 1 from step disc_start - disc_pretrain_steps on, before that 0
 
-    Not a module: it owns no weights. The discriminator may be wrapped for this launch or not, and replaced between steps
-    (`loss.network = ...`). It keeps its batch statistics apart for images and reconstructions.
+    This is not a module and has no weights of its own. The discriminator may be wrapped for several processes or not, and
+    may be replaced between steps (`loss.network = ...`). It keeps separate batch statistics for images and
+    reconstructions.
 
-    A step is one batch, in which both optimizers may step. PQGAN's official configurations count both: their 1,200,005
-    steps are 600,000 batches. Their `disc_start` of 1 lets the discriminator begin with the first batch and count from
-    the second: `disc_start=1, disc_pretrain_steps=1`.
+    A step is one batch, in which both optimizers may step. PQGAN's official configurations count the steps of both
+    optimizers: their 1,200,005 steps are 600,000 batches. With their `disc_start` of 1 the discriminator trains from the
+    first batch on and influences the autoencoder from the second on: here `disc_start=1, disc_pretrain_steps=1`.
 
     Args:
-        network: discriminator, images `(B, C, H, W)` to logits, several batches to a tuple; None to train without.
+        network: discriminator. It maps images `(B, C, H, W)` to logits, and several batches to a tuple. None trains
+            without a discriminator.
         perceptual: LPIPS, on the images' device; may be None if `perceptual_weight` is 0.
-        l1_weight: of the absolute differences.
-        l2_weight: of the squared differences.
-        perceptual_weight: of LPIPS.
-        quantizer_weight: of the quantizer's own loss, on top of the quantizer's own weights.
-        disc_start: first step in which the discriminator counts for the autoencoder.
-        disc_pretrain_steps: steps before that in which it trains already.
-        disc_weight: of the adversarial loss, on top of the adaptive weight.
-        disc_factor: a further factor, also of the discriminator's own loss; 0 switches both off.
+        l1_weight: weight of the absolute differences.
+        l2_weight: weight of the squared differences.
+        perceptual_weight: weight of LPIPS.
+        quantizer_weight: weight of the quantizer's loss, which has weights of its own as well.
+        disc_start: first step in which the discriminator influences the autoencoder.
+        disc_pretrain_steps: number of steps before `disc_start` in which the discriminator trains already.
+        disc_weight: weight of the adversarial loss, which is multiplied by the adaptive weight.
         disc_loss: "hinge" or "vanilla".
-        adaptive_max: upper limit of the adaptive weight.
-        adaptive_epsilon: keeps it finite.
 
     Raises:
-        ValueError: if an argument is out of range, or nothing is left to train on.
+        ValueError: if an argument is out of range, or all weights of the reconstruction are 0.
     """
 
     def __init__(
@@ -63,10 +67,7 @@ class VQGANLoss:
         disc_start: int = 1,
         disc_pretrain_steps: int = 0,
         disc_weight: float = 0.8,
-        disc_factor: float = 1.0,
         disc_loss: str = "hinge",
-        adaptive_max: float = 1e4,
-        adaptive_epsilon: float = 1e-4,
     ):
         numbers = {k: v for k, v in locals().items() if isinstance(v, int | float)}
         for name, value in numbers.items():
@@ -79,22 +80,22 @@ class VQGANLoss:
                 f"perceptual_weight ({perceptual_weight}) needs a PerceptualLoss; give one, or set it to 0"
             )
         if disc_loss not in DISCRIMINATOR_LOSSES:
-            raise ValueError(f"disc_loss ({disc_loss}) must be one of {', '.join(DISCRIMINATOR_LOSSES)}")
+            raise ValueError(
+                f"disc_loss ({disc_loss!r}) does not exist: {did_you_mean(disc_loss, DISCRIMINATOR_LOSSES)}"
+            )
         self.network, self.perceptual, self.disc_loss = network, perceptual, disc_loss
         self.l1_weight, self.l2_weight, self.perceptual_weight = l1_weight, l2_weight, perceptual_weight
         self.quantizer_weight = quantizer_weight
         self.disc_start, self.disc_pretrain_steps = disc_start, disc_pretrain_steps
-        self.disc_weight, self.disc_factor = disc_weight, disc_factor
-        self.adaptive_max, self.adaptive_epsilon = adaptive_max, adaptive_epsilon
+        self.disc_weight = disc_weight
 
     def generator_factor(self, step: int) -> float:
-        """f: what the discriminator counts for the autoencoder in this step, but for its weights."""
-        return self.disc_factor if self.network is not None and step >= self.disc_start else 0.0
+        """f: 1 if the discriminator influences the autoencoder in this step, else 0."""
+        return float(self.network is not None and step >= self.disc_start)
 
     def discriminator_factor(self, step: int) -> float:
-        """f_D: where it is 0, a trainer may leave the discriminator's part of the step out."""
-        begin = self.disc_start - self.disc_pretrain_steps
-        return self.disc_factor if self.network is not None and step >= begin else 0.0
+        """f_D: 1 if the discriminator trains in this step, else 0: then a trainer may skip the discriminator's part."""
+        return float(self.network is not None and step >= self.disc_start - self.disc_pretrain_steps)
 
     def generator(
         self,
@@ -104,27 +105,28 @@ class VQGANLoss:
         last_layer: torch.Tensor | None,
         step: int,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss of the autoencoder; its backward pass leaves the discriminator's gradients alone.
+        """Loss of the autoencoder. Its backward pass does not change the discriminator's gradients.
 
-        With several processes all must call it alike. Without gradients (validation) the adversarial part has weight 0.
+        All processes must call this in the same steps. Without gradients (validation) the adversarial part has weight 0.
 
         Args:
             images: `(B, 3, H, W)` in [-1, 1].
-            reconstructions: what the autoencoder made of them, same shape, with its graph.
-            quantizer_loss: `()`, as the quantizer gives it.
+            reconstructions: the autoencoder's output for them, of the same shape, with its graph.
+            quantizer_loss: `()`, the quantizer's own loss.
             last_layer: the decoder's last weight; None for an adaptive weight of 1.
             step: number of this batch, from 0.
 
         Returns:
-            The loss `()` in fp32, and what it is made of: detached tensors `()`.
+            The loss `()` in fp32, and its parts as detached tensors `()`.
 
         Raises:
-            ValueError: if shapes differ, `last_layer` does not fit, or the discriminator is in eval mode.
+            ValueError: if shapes differ, the reconstructions do not depend on `last_layer`, or the discriminator is in
+                eval mode.
         """
         _check_shapes(images, reconstructions)
         learns = torch.is_grad_enabled() and reconstructions.requires_grad
         factor = self.generator_factor(step)
-        # A leaf, so that gradients stop at the reconstruction; what lies behind it is reached through with_gradient.
+        # A leaf, so that gradients stop at the reconstruction; with_gradient sends them on into the autoencoder.
         output = reconstructions.detach().float().requires_grad_(learns)
         nll, logs = self._reconstruction_loss(images.float(), output)
         gradient = gradient_at(nll, output) if learns else None
@@ -133,7 +135,9 @@ class VQGANLoss:
         adversarial, weight = zero, zero
         if factor:
             self._check_mode(learns)
-            network = _unwrap(self.network)  # no gradients of its own: nothing for a wrapper to exchange
+            network = _unwrap(
+                self.network
+            )  # its parameters get no gradients here, so a wrapper has nothing to exchange
             with frozen(network):
                 logits = network(output).float()
             adversarial = -logits.mean()
@@ -158,13 +162,14 @@ class VQGANLoss:
     def discriminator(
         self, images: torch.Tensor, reconstructions: torch.Tensor, step: int
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss of the discriminator; nothing goes back into the autoencoder.
+        """Loss of the discriminator. It sends no gradients into the autoencoder.
 
-        Before its first step the loss is 0 times what it would be: wrappers and optimizers see what they expect.
+        Before the discriminator's first step the loss is multiplied by 0, so that wrappers and optimizers still get
+        gradients of all parameters.
 
         Args:
             images: `(B, 3, H, W)` in [-1, 1].
-            reconstructions: those given to `generator`, same shape.
+            reconstructions: the tensor that was given to `generator`.
             step: number of this batch, from 0.
 
         Returns:
@@ -174,7 +179,7 @@ class VQGANLoss:
             ValueError: if there is no discriminator, it is in eval mode, or shapes differ.
         """
         if self.network is None:
-            raise ValueError("network is None: give VQGANLoss a discriminator, or train without this part")
+            raise ValueError("network is None: give VQGANLoss a discriminator, or do not call discriminator()")
         _check_shapes(images, reconstructions)
         self._check_mode(torch.is_grad_enabled())
         real, fake = (
@@ -190,7 +195,7 @@ class VQGANLoss:
     def _reconstruction_loss(
         self, images: torch.Tensor, output: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """nll and its parts; a part of weight 0 is left out of both."""
+        """nll and its parts. A part of weight 0 is in neither of them."""
         parts = {}
         if self.l1_weight:
             parts["l1_loss"] = self.l1_weight, F.l1_loss(output, images)
@@ -206,11 +211,13 @@ class VQGANLoss:
         if last_layer is None:
             return nll_gradient.new_tensor(self.disc_weight)
         ours, theirs = last_layer_norms(reconstructions, last_layer, (nll_gradient, pull))
-        return self.disc_weight * (ours / (theirs + self.adaptive_epsilon)).clamp(0, self.adaptive_max)
+        return self.disc_weight * (ours / (theirs + ADAPTIVE_EPSILON)).clamp(0, ADAPTIVE_MAX)
 
     def _check_mode(self, learns: bool) -> None:
         if learns and not self.network.training:
-            raise ValueError("the discriminator is in eval mode, as from_pretrained leaves it: call .train() on it")
+            raise ValueError(
+                "network (the discriminator) is in eval mode, as after from_pretrained: call .train() on it"
+            )
 
 
 def _unwrap(network: nn.Module) -> nn.Module:
@@ -220,5 +227,5 @@ def _unwrap(network: nn.Module) -> nn.Module:
 def _check_shapes(images: torch.Tensor, reconstructions: torch.Tensor) -> None:
     if images.shape != reconstructions.shape:
         raise ValueError(
-            f"images {tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)} must be alike"
+            f"images {tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)} must have the same shape"
         )

@@ -1,6 +1,15 @@
-"""Metrics as torchmetrics classes: they accumulate over batches and reduce over processes."""
+"""Metrics as classes of torchmetrics: they accumulate over batches and add up over processes."""
 
-from .codebook import BitsPerPixel, CodebookUsage, EntropyBitsPerPixel
-from .reconstruction import DatasetPSNR, ImagePSNR, ImageSSIM
+from pqdiff.metrics.codebook import BitsPerPixel, CodebookUsage, EntropyBitsPerPixel, TokenCounts
+from pqdiff.metrics.reconstruction import DatasetPSNR, ImageDistance, ImagePSNR, ImageSSIM
 
-__all__ = ["BitsPerPixel", "CodebookUsage", "DatasetPSNR", "EntropyBitsPerPixel", "ImagePSNR", "ImageSSIM"]
+__all__ = [
+    "BitsPerPixel",
+    "CodebookUsage",
+    "DatasetPSNR",
+    "EntropyBitsPerPixel",
+    "ImageDistance",
+    "ImagePSNR",
+    "ImageSSIM",
+    "TokenCounts",
+]

@@ -1,4 +1,4 @@
-"""The protocol of record for reconstruction: what is measured, on what, and everything needed to repeat it."""
+"""The protocol of record for reconstruction: what is measured, on what, and everything that is needed to repeat it."""
 
 import platform
 from collections.abc import Callable, Iterable
@@ -6,11 +6,52 @@ from collections.abc import Callable, Iterable
 import diffusers
 import torch
 from PIL import Image
+from torchmetrics import MetricCollection
 
-from ..data.images import normalize, resize_and_crop, to_pixels, to_tensor
-from ..models.fingerprint import fingerprint
-from . import BitsPerPixel, CodebookUsage, DatasetPSNR, EntropyBitsPerPixel, ImagePSNR, ImageSSIM
-from .reconstruction import as_number
+from pqdiff.data.images.crops import resize_and_crop
+from pqdiff.data.images.reading import normalize, to_pixels, to_tensor
+from pqdiff.metrics import DatasetPSNR, ImageDistance, ImagePSNR, ImageSSIM, TokenCounts
+from pqdiff.metrics.reconstruction import as_number
+from pqdiff.models.fingerprint import fingerprint
+
+
+class ReconstructionMetrics(MetricCollection):
+    """All metrics of a tokenizer's reconstructions. Batches accumulate, and processes add up.
+
+    Args:
+        codebook_sizes: those of the quantizer.
+        perceptual: perceptual distance, such as `PerceptualLoss`: distances `(B,)` of two batches of images in [-1, 1].
+            None leaves `lpips_vgg` out.
+    """
+
+    def __init__(self, codebook_sizes: tuple[int, ...], perceptual: Callable | None = None):
+        metrics = {"psnr_dataset": DatasetPSNR(), "psnr_image_mean": ImagePSNR(), "ssim": ImageSSIM()}
+        if perceptual is not None:
+            metrics["lpips_vgg"] = ImageDistance(perceptual)
+        # No compute groups: metrics with states of the same names would be taken for equal ones.
+        super().__init__({**metrics, "tokens": TokenCounts(codebook_sizes)}, compute_groups=False)
+
+    def update(self, reference: torch.Tensor, result: torch.Tensor, indices: torch.Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            reference: images, uint8 `(B, 3, H, W)` with sides of at least 11.
+            result: their reconstructions, uint8 `(B, 3, H, W)`.
+            indices: tokens of the images, integers `(B, G, h, w)`.
+
+        Raises:
+            ValueError: if the shapes or dtypes do not fit together.
+        """
+        num_pixels = len(reference) * reference.shape[2] * reference.shape[3]
+        super().update(preds=result, target=reference, indices=indices, num_pixels=num_pixels)
+
+    def compute(self) -> dict[str, float | None]:
+        """Numbers over all batches and processes by name; None stands for infinity and NaN.
+
+        `psnr_dataset` (one MSE over all pixels, dB), `psnr_image_mean` (dB), `ssim`, `lpips_vgg` if there is a network for
+        it, `bits_per_pixel`, `entropy_bits_per_pixel`, and `codebook_` with the names in `CodebookUsage`.
+        """
+        return {name: as_number(value) for name, value in super().compute().items()}
 
 
 @torch.no_grad()
@@ -22,45 +63,34 @@ def evaluate_reconstruction(
 ) -> dict:
     """Metrics of an `AutoencoderPQ` on RGB images, one at a time.
 
-    Shorter side to `resolution` by Lanczos, center crop, encode, decode, round to 8 bits; all metrics on those 8 bits.
+    The shorter side of an image is resized to `resolution` by Lanczos and the center is cropped. The crop is encoded,
+    decoded and rounded to 8 bits. All metrics are computed on the 8-bit images.
 
     Args:
-        model: autoencoder; used as it is (device, dtype).
+        model: autoencoder, which is used on its device and in its dtype.
         images: RGB images.
-        resolution: side of the crop in pixels, divisible by F.
-        on_image: called with the number of images done.
+        resolution: side of the crop in pixels, divisible by the downsampling factor, at least 11.
+        on_image: called after every image with the number of images so far.
 
     Returns:
-        JSON-ready dict: `num_images`, `metrics` and `protocol`.
+        dict that JSON can hold: `num_images`, `metrics` and `protocol`.
 
     Raises:
         ValueError: if there are no images.
     """
-    sizes = model.quantizer.codebook_sizes
-    psnr, image_psnr, ssim = DatasetPSNR(), ImagePSNR(), ImageSSIM()
-    rate, entropy, usage = BitsPerPixel(sizes), EntropyBitsPerPixel(sizes), CodebookUsage(sizes)
+    metrics = ReconstructionMetrics(model.quantizer.codebook_sizes)
     count = 0
     for count, image in enumerate(images, start=1):
         pixels = to_tensor(resize_and_crop(image, resolution))[None]
         indices = model.encode_to_indices(normalize(pixels).to(model.device, model.dtype))
-        result = to_pixels(model.decode_from_indices(indices).sample).cpu()
-        for metric in (psnr, image_psnr, ssim):
-            metric.update(result, pixels)
-        for metric in (rate, entropy, usage):
-            metric.update(indices.cpu(), resolution**2)
+        result = to_pixels(model.decode_from_indices(indices).sample)
+        metrics.update(pixels, result.cpu(), indices.cpu())
         on_image(count)
     if not count:
-        raise ValueError("there are no images to evaluate on")
+        raise ValueError("images is empty: give at least one image to evaluate on")
     return {
         "num_images": count,
-        "metrics": {
-            "psnr_dataset": as_number(psnr.compute()),
-            "psnr_image_mean": as_number(image_psnr.compute()),
-            "ssim": as_number(ssim.compute()),
-            "bits_per_pixel": as_number(rate.compute()),
-            "entropy_bits_per_pixel": as_number(entropy.compute()),
-            **{f"codebook_{name}": as_number(value) for name, value in usage.compute().items()},
-        },
+        "metrics": metrics.compute(),
         "protocol": {
             "resolution": resolution,
             "resize": "shorter side, Lanczos, center crop",
