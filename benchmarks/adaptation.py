@@ -22,16 +22,16 @@ from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 
 from benchmarks.machine import describe_machine
-from benchmarks.tiny_suite import paint
+from benchmarks.tiny_suite import decoded, sample_latents
 from pqdiff import AutoencoderPQ, PQStableDiffusionPipeline, bundled
-from pqdiff.data.captioned import open_captioned
-from pqdiff.data.scene_checker import count_right, read_scenes
-from pqdiff.data.scenes import scene_prompts
-from pqdiff.models.unet_adapter import projection_parameters, set_trainable
+from pqdiff.adaptation.widen import projection_parameters, set_trainable
+from pqdiff.data.captions.captioned import open_captioned
+from pqdiff.data.scenes.checker import count_right, read_scenes
+from pqdiff.data.scenes.scenes import scene_prompts
 from pqdiff.training.batches import Layout
 from pqdiff.training.diffusion import DiffusionObjective
 from pqdiff.training.randomness import generator_for
-from pqdiff.training.samples import PictureSamples, Preparation, latents_of
+from pqdiff.training.samples import ImageSamples, Preparation, latents_of
 from pqdiff.training.solve import solve_conv_in, solve_conv_out
 from pqdiff.training.text import encode_captions
 
@@ -42,7 +42,8 @@ CPU = torch.device("cpu")
 
 def with_exponent(autoencoder: AutoencoderPQ, gamma: float) -> AutoencoderPQ:
     """The same autoencoder with another scaling of its latents."""
-    copy = AutoencoderPQ.from_config(autoencoder.config, scaling_exponent=gamma)
+    statistics = {**autoencoder.config.statistics_config, "exponent": gamma}
+    copy = AutoencoderPQ.from_config(autoencoder.config, statistics_config=statistics)
     copy.load_state_dict(autoencoder.state_dict())
     return copy.eval().requires_grad_(False)
 
@@ -60,7 +61,7 @@ class Experiment:
         self.resolution = self.autoencoder.config.sample_size
         self.pictures = open_captioned("scenes", num_samples=20_000, resolution=self.resolution, seed=11)
         preparation = Preparation(self.resolution, self.autoencoder.downsample_factor, caption_dropout=0.1)
-        self.samples = PictureSamples(self.pictures, preparation)
+        self.samples = ImageSamples(self.pictures, preparation)
         self.prompts = scene_prompts(args.num_prompts, seed=1)
         self.layout = Layout(args.batch_size)
 
@@ -124,7 +125,8 @@ class Experiment:
 
     def prompts_right(self, pipeline) -> float:
         """Fraction of prompts that are fully right."""
-        pictures = paint(pipeline, self.prompts, self.args.inference_steps, 2.0, 50)
+        latents = sample_latents(pipeline, self.prompts, self.args.inference_steps, 2.0, 50)
+        pictures = decoded(pipeline.vae, latents)
         return count_right(read_scenes(pictures), self.prompts)["all"]
 
     def run(self, init: str, gamma: float, seed: int) -> dict:
@@ -227,7 +229,7 @@ def main() -> None:
         document = {**documents[0], "runs": [run for document in documents for run in document["runs"]]}
     else:
         experiment = Experiment(args)
-        usual = experiment.autoencoder.config.scaling_exponent
+        usual = experiment.autoencoder.config.statistics_config["exponent"]
         wanted = [(init, usual) for init in INITS] + [("variance", gamma) for gamma in GAMMAS if gamma != usual]
         runs = list(itertools.product(range(args.seeds), wanted))
         if args.only:

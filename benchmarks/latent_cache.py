@@ -21,9 +21,10 @@ from PIL import Image
 
 from benchmarks.machine import describe_machine
 from pqdiff.checkpoints import bundled
-from pqdiff.data.captioned import open_captioned
-from pqdiff.data.images import normalize, resize_and_crop, to_tensor
-from pqdiff.data.latents import LatentCache
+from pqdiff.data.cache.reader import LatentCache
+from pqdiff.data.captions.captioned import open_captioned
+from pqdiff.data.images.crops import resize_and_crop
+from pqdiff.data.images.reading import normalize, to_tensor
 from pqdiff.models import AutoencoderPQ
 from training import cache_latents
 
@@ -59,8 +60,7 @@ def measure(name: str, photos: Path, work: Path, batch_size: int, rounds: int) -
     images = open_captioned(photos)
 
     def from_indices(wanted):
-        codes = autoencoder.quantizer.indices_to_latents(caches["indices"].get_batch(wanted)["indices"])
-        return autoencoder.standardization.standardize(codes)
+        return autoencoder.latents_from_indices(caches["indices"].get_batch(wanted)["indices"])
 
     def from_latents(wanted):
         return caches["latents"].get_batch(wanted)["latents"]

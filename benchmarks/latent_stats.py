@@ -4,12 +4,14 @@
         --output benchmarks/results/latent_stats.json --plot docs/latent_stats.png
 
 Of the standardized latents of photos (shorter side by Lanczos, center crop): variance of the channels, their correlation,
-their spectrum over positions, the use of the codebooks, and the PSNR after Gaussian noise on the latents, decoded with and
-without snapping to the nearest codewords. Noise is relative to the root mean square of the latents' deviation.
+their spectrum over positions, the use of the codebooks, and the PSNR after Gaussian noise on the latents, decoded in three
+ways: snapped to the nearest codewords, as they are, and softly snapped (the mean of the codewords given the latents, for
+the true noise level). Noise is relative to the root mean square of the latents' standard deviations.
 """
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +21,15 @@ import torch
 import pqdiff
 from benchmarks.latent_statistics import LatentMoments, LatentSpectrum
 from benchmarks.machine import describe_machine
-from pqdiff.data.images import iterate_images, normalize, resize_and_crop, to_pixels, to_tensor
-from pqdiff.hub.resolve import load_autoencoder
+from pqdiff.data.captions.captioned import iterate_images
+from pqdiff.data.images.crops import resize_and_crop
+from pqdiff.data.images.reading import normalize, to_pixels, to_tensor
 from pqdiff.metrics import CodebookUsage, DatasetPSNR
 from pqdiff.models.fingerprint import fingerprint
+from pqdiff.models.loading import load_tokenizer
 
 NOISE = (0.0, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+WAYS = {"snapped": ":", "free": "--", "soft": "-"}  # and their lines in the plot
 
 
 @torch.no_grad()
@@ -50,16 +55,19 @@ def measure(autoencoder, photos: torch.Tensor, batch_size: int = 8, seed: int = 
 
 @torch.no_grad()
 def psnr_under_noise(autoencoder, photos, deviation: float, batch_size: int, seed: int) -> dict[str, dict[str, float]]:
-    """PSNR of the data set in dB by relative standard deviation of the noise: `{"0.1": {"snapped": .., "free": ..}}`."""
-    metrics = {(std, snap): DatasetPSNR() for std in NOISE for snap in (True, False)}
+    """PSNR of the data set in dB by relative standard deviation of the noise: `{"0.1": {"snapped": .., "free": ..}}`, and
+    `soft` where the quantizer has soft snapping."""
+    ways = [way for way in WAYS if way != "soft" or autoencoder.quantizer.has_posterior_mean]
+    metrics = {(std, way): DatasetPSNR() for std in NOISE for way in ways}
     generator = torch.Generator().manual_seed(seed)
     for pixels in photos.split(batch_size):
         latents = autoencoder.encode(normalize(pixels)).latents
         noise = deviation * torch.randn(latents.shape, generator=generator)
-        for (std, snap), psnr in metrics.items():
-            psnr.update(to_pixels(autoencoder.decode(latents + std * noise, quantize=snap).sample), pixels)
+        for (std, way), psnr in metrics.items():
+            quantize = {"snapped": True, "free": False, "soft": std * deviation or True}[way]  # no noise: nearest
+            psnr.update(to_pixels(autoencoder.decode(latents + std * noise, quantize=quantize).sample), pixels)
     values = {key: round(float(psnr.compute()), 2) for key, psnr in metrics.items()}
-    return {f"{std:g}": {"snapped": values[std, True], "free": values[std, False]} for std in NOISE}
+    return {f"{std:g}": {way: values[std, way] for way in ways} for std in NOISE}
 
 
 def plot(results: dict[str, dict], path: Path) -> None:
@@ -75,13 +83,15 @@ def plot(results: dict[str, dict], path: Path) -> None:
         power = result["positions"]["power"]
         bands.plot(list(power), list(power.values()), "o-", color=color)
         stds = [std for std in NOISE if std]
-        for key, style in (("snapped", "-"), ("free", "--")):
-            psnr = [result["psnr_under_noise"][f"{std:g}"][key] for std in stds]
+        for way, style in WAYS.items():
+            psnr = [result["psnr_under_noise"][f"{std:g}"].get(way, math.nan) for std in stds]
             noise.plot(stds, psnr, style, color=color)
     variances.set(yscale="log", xlabel="channel by rank, part of d", ylabel="variance")
     bands.axhline(1, color="gray", linewidth=0.8)  # white noise
     bands.set(yscale="log", xlabel="spatial frequency", ylabel="power relative to white noise")
-    noise.set(xscale="log", xlabel="relative noise (dashed: without snapping)", ylabel="PSNR, dB")
+    noise.set(
+        xscale="log", xlabel="relative noise (lines: soft, dots: snapped, dashes: as they are)", ylabel="PSNR, dB"
+    )
     variances.legend(fontsize=7)
     for axes in (variances, bands, noise):
         axes.grid(alpha=0.3)
@@ -95,12 +105,12 @@ def load_photos(source: str, every: int, resolution: int) -> torch.Tensor:
     Raises:
         ValueError: if there are none, or one cannot be read.
     """
-    images = [image for i, (_, image) in enumerate(iterate_images(source)) if i % every == 0]
+    images = [image for i, image in enumerate(iterate_images(source)) if i % every == 0]
     return torch.stack([to_tensor(resize_and_crop(image, resolution)) for image in images])
 
 
 def for_card(document: dict, name: str) -> dict:
-    """What `pqdiff.hub.cards.write_card` takes as `latents`, from a whole result."""
+    """What `pqdiff.hub.closed_form_card.write_closed_form_card` takes as `latents`, from a whole result."""
     return {**{key: document[key] for key in ("num_images", "data", "resolution")}, **document["autoencoders"][name]}
 
 
@@ -120,7 +130,10 @@ def report(results: dict[str, dict]) -> Iterator[str]:
             f"|correlation| {latents['mean_abs_correlation']:.3f}, rank {latents['effective_rank']:.1f} of "
             f"{len(latents['channel_variance'])}, neighbors {positions['lag_1_autocorrelation']:.2f}, "
             f"used {result['codebook']['utilization']:.1%}, PSNR at noise 0 / 0.1 / 0.5: "
-            + " / ".join(f"{noise[key]['snapped']:.1f} ({noise[key]['free']:.1f} free)" for key in ("0", "0.1", "0.5"))
+            + " / ".join(
+                f"{noise[key]['snapped']:.1f} ({noise[key]['free']:.1f} free, {noise[key].get('soft', math.nan):.1f} soft)"
+                for key in ("0", "0.1", "0.5")
+            )
         )
 
 
@@ -145,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
         photos = load_photos(args.photos, args.every, args.resolution)
         for model in args.models or pqdiff.BUNDLED:
             name = Path(model).name
-            results[name] = measure(load_autoencoder(model), photos, seed=args.seed)
+            results[name] = measure(load_tokenizer(model), photos, seed=args.seed)
             print(next(report({name: results[name]})), flush=True)
     except ValueError as error:
         sys.exit(f"latent_stats: {error}")

@@ -14,8 +14,9 @@ from torch import nn
 
 from benchmarks.per_subspace_loop import PerSubspaceLoop
 from benchmarks.quantizer_peers import PEERS, MissingPeer
-from pqdiff.quantizers import ProductQuantizer, backends
-from pqdiff.quantizers.nearest import nearest_codewords
+from pqdiff.quantizers import ProductQuantizer
+from pqdiff.quantizers.search import backends
+from pqdiff.quantizers.search.nearest import nearest_codewords
 
 LOOP = "loop"
 OURS = (LOOP, *backends.BACKENDS)

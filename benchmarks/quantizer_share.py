@@ -14,7 +14,7 @@ from pqdiff import AutoencoderPQ
 PRESET = "f8-d128-s64-k512"
 SIDE = 256  # pixels
 MODES = ("eager", "compiled", "cuda_graph")
-_SMALL = {"block_out_channels": (32,) * 4, "z_channels": 32}
+_SMALL = {"transform_config": {"block_out_channels": (32,) * 4, "mid_channels": 32}}
 _LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaMemsetAsync", "cudaMemcpyAsync", "cudaGraphLaunch")
 
 
@@ -27,7 +27,7 @@ def build_autoencoder(small: bool, device: str = "cpu", dtype: torch.dtype = tor
 
 def networks(autoencoder: AutoencoderPQ, images: torch.Tensor) -> torch.Tensor:
     """The forward pass without its quantizer: images `(B, 3, H, W)` to latents and straight back."""
-    return autoencoder._decode(autoencoder._encode(images), None)
+    return autoencoder.transform.synthesis(autoencoder.transform.analysis(images))
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def on_cpu(small: bool, rounds: int, seconds: float, names: Collection[str] = OU
     """Milliseconds and shares at batch 1 in fp32, on the latents that the encoder really gives."""
     autoencoder = build_autoencoder(small)
     images = torch.rand(1, 3, SIDE, SIDE) * 2 - 1
-    latents = autoencoder._encode(images).contiguous()
+    latents = autoencoder.transform.analysis(images).contiguous()
     config = Config(128, 64, 512, latents.shape[-1])
     contenders, left_out = build(config, names=[name for name in names if name in OURS])
     calls = {name: functools.partial(contender.layer.eval(), latents) for name, contender in contenders.items()}
@@ -57,7 +57,7 @@ def on_gpu(small: bool, rounds: int, batch: int) -> dict[str, dict]:
     device, results = "cuda", {}
     autoencoder = build_autoencoder(small, device, torch.bfloat16)
     images = (torch.rand(batch, 3, SIDE, SIDE, device=device) * 2 - 1).bfloat16()
-    latents = autoencoder._encode(images).contiguous()
+    latents = autoencoder.transform.analysis(images).contiguous()
     names = [name for name in OURS if name != "compiled"]  # modes compile where they should
     contenders, _ = build(Config(128, 64, 512, latents.shape[-1]), device, names)
     launches = {}

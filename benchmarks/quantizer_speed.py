@@ -25,7 +25,7 @@ from benchmarks.memory import peak_resident_bytes, peak_tensor_bytes
 from benchmarks.quantizer_contenders import ACTIONS, ALL, LOOP, Config, build, forward, search
 from benchmarks.quantizer_goals import UNPROVEN, goals
 from benchmarks.timing import CLOCKS, interleaved_times, summary
-from pqdiff.quantizers import backends
+from pqdiff.quantizers.search import backends
 
 # The paper's presets: F, d, S, K.
 _PRESETS = {
@@ -113,7 +113,7 @@ def measure_memory(name: str, names: Collection[str] = ALL) -> dict:
         call = forward(contender, z) or search(contender, z)
         with contender.context():
             output = call()  # builds, compiles
-            own = sum(x.numel() * x.element_size() for x in output) if isinstance(output, tuple) else output.nbytes
+            own = sum(x.nbytes for x in output if torch.is_tensor(x)) if isinstance(output, tuple) else output.nbytes
             del output
             peaks = {"tensors": peak_tensor_bytes(call), "resident": peak_resident_bytes(call)}
         result[contender_name] = {

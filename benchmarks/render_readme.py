@@ -67,17 +67,58 @@ def tiny_table() -> str:
     results = json.loads((RESULTS / "tiny_suite.json").read_text())["pipelines"]
     attributes = list(next(iter(results.values()))["right"])
     rows = [
-        f"| pipeline | picture | latents | {' | '.join(attributes)} | seconds |",
-        "|---|---|---|" + "---|" * (len(attributes) + 1),
+        f"| pipeline | image | latents | {' | '.join(attributes)} | grain | seconds |",
+        "|---|---|---|" + "---|" * (len(attributes) + 2),
     ]
     for name, result in results.items():
         cells = " | ".join(f"{result['right'][key]:.1%}" for key in attributes)
         channels, side, _ = result["latents"]
         rows.append(
-            f"| `{name}` | {result['resolution']} px | {channels} x {side} x {side} | {cells} | "
+            f"| `{name}` | {result['resolution']} px | {channels} x {side} x {side} | {cells} | {result['grain']:.1f} | "
             f"{result['seconds_per_picture']:.3f} |"
         )
     return "\n".join(rows)
+
+
+def ways_table() -> str:
+    """Prompts right and grain of the same latents, decoded in different ways; the saved way of a pipeline is marked."""
+    results = json.loads((RESULTS / "tiny_suite.json").read_text())["pipelines"]
+    results = {name: result for name, result in results.items() if "ways" in result}
+    ways = list(next(iter(results.values()))["ways"])
+    titles = {"True": "nearest codewords", "False": "as they are"}
+    rows = [
+        f"| prompts right / grain | {' | '.join(f'`{name}`' for name in results)} |",
+        "|---" * (len(results) + 1) + "|",
+    ]
+    for way in ways:
+        cells = []
+        for result in results.values():
+            text = f"{result['ways'][way]['all']:.1%} / {result['ways'][way]['grain']:.1f}"
+            cells.append(f"**{text}**" if way == str(result["quantize_latents"]) else text)
+        rows.append(f"| {titles.get(way, f'soft, noise {way}')} | {' | '.join(cells)} |")
+    kept = (
+        f"{result['autoencoder_alone']['all']:.1%} / {result['autoencoder_alone']['grain']:.1f}"
+        for result in results.values()
+    )
+    rows.append(f"| autoencoder alone, on renders | {' | '.join(kept)} |")
+    return "\n".join(rows)
+
+
+def noise_table() -> str:
+    """PSNR of the plain tokenizers under noise on the latents, decoded in three ways."""
+    results = json.loads((RESULTS / "latent_stats.json").read_text())["autoencoders"]
+    names = [name for name in results if not name.endswith("-adaptive")]
+    rows = [
+        f"| noise | {' | '.join(f'`{name}`' for name in names)} |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for level in ("0", "0.03", "0.1", "0.3", "0.5"):
+        cells = (
+            " / ".join(f"{results[name]['psnr_under_noise'][level][way]:.1f}" for way in ("snapped", "free", "soft"))
+            for name in names
+        )
+        rows.append(f"| {level} | {' | '.join(cells)} |")
+    return "\n".join([*rows, "", "PSNR in dB: nearest codewords / as they are / soft."])
 
 
 def table3_table() -> str:
@@ -85,7 +126,7 @@ def table3_table() -> str:
     document = json.loads((RESULTS / "table3.json").read_text())
     counted, timed, paper = document["flops"], document["cpu"], document["paper"]
     rows = [
-        "| | TFLOP a picture | speed by FLOPs | speed by CPU time | paper, A100 | peak GB, CPU bf16 | paper |",
+        "| | TFLOP per image | speed by FLOPs | speed by CPU time | paper, A100 | peak GB, CPU bf16 | paper |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in timed["rows"].items():
@@ -103,7 +144,9 @@ def render(text: str) -> str:
     for mark, table in (
         ("results", tokenizer_table()),
         ("speed", speed_table()),
+        ("noise", noise_table()),
         ("tiny", tiny_table()),
+        ("ways", ways_table()),
         ("table3", table3_table()),
     ):
         text, count = re.subn(

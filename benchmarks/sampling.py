@@ -44,7 +44,7 @@ class Components:
     def compile(self) -> None:
         """Compile UNet and decoder in place."""
         self.unet.compile(mode="max-autotune", fullgraph=True)
-        self.autoencoder.decoder.compile(mode="max-autotune", fullgraph=True)
+        self.autoencoder.transform.decoder.compile(mode="max-autotune", fullgraph=True)
 
     def encode_text(self) -> torch.Tensor:
         """Embeddings `(2, 77, width)` of the empty and of the actual prompt; their words do not matter here."""

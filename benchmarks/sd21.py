@@ -45,7 +45,7 @@ class Size:
     unet: dict
     text: dict
     kl: dict
-    pq: dict  # overrides of a preset
+    pq: dict  # overrides of a preset's transform_config
     pq_width: int | None = None  # of all levels; None for the preset's own
     side_divisor: int = 1
 
@@ -92,7 +92,7 @@ TINY = Size(
         "pad_token_id": 1,
     },
     kl={"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4},
-    pq={"z_channels": 8, "norm_num_groups": 4, "layers_per_block": 1},
+    pq={"mid_channels": 8, "norm_num_groups": 4, "layers_per_block": 1},
     pq_width=8,
     side_divisor=12,
 )
@@ -141,13 +141,11 @@ def build_autoencoder(
                 **size.kl,
             )
         else:
-            levels = len(preset_config(preset)["block_out_channels"])
-            widths = {} if size.pq_width is None else {"block_out_channels": (size.pq_width,) * levels}
-            autoencoder = AutoencoderPQ.from_preset(preset, **size.pq, **widths)
-    keep = autoencoder._keep_in_fp32_modules or ()
-    for name, module in autoencoder.named_children():
-        module.to(torch.float32 if name in keep else dtype)
-    return autoencoder.eval()
+            transform = {**preset_config(preset)["transform_config"], **size.pq}
+            if size.pq_width is not None:
+                transform["block_out_channels"] = (size.pq_width,) * len(transform["block_out_channels"])
+            autoencoder = AutoencoderPQ.from_preset(preset, transform_config=transform)
+    return autoencoder.to(dtype).eval()
 
 
 def build_scheduler() -> DDIMScheduler:

@@ -22,7 +22,7 @@ from diffusers import UNet2DConditionModel
 
 from benchmarks.machine import describe_machine
 from benchmarks.sd21 import FULL, TINY, TOKENS, Size, build_scheduler, build_unet, check_unet, count_parameters
-from pqdiff.models.unet_adapter import widen_unet
+from pqdiff.adaptation.widen import widen_unet
 
 BASE_CHANNELS, CHANNELS = 4, 128
 SIDES = (48, 96)

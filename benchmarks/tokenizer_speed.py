@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import pqdiff
 from benchmarks.machine import describe_machine
 from benchmarks.timing import interleaved_times, summary
-from pqdiff.hub.resolve import load_autoencoder
+from pqdiff.models.loading import load_tokenizer
 
 
 def photo(side: int, seed: int = 0) -> torch.Tensor:
@@ -32,7 +32,7 @@ def photo(side: int, seed: int = 0) -> torch.Tensor:
 @torch.no_grad()
 def measure(names: list[str], side: int, rounds: int) -> dict[str, dict]:
     """Milliseconds of encoding and of decoding, by tokenizer."""
-    images, models = photo(side), {name: load_autoencoder(name).eval() for name in names}
+    images, models = photo(side), {name: load_tokenizer(name).eval() for name in names}
     latents = {name: model.encode(images).latents for name, model in models.items()}
     calls = {("encode", name): lambda m=model: m.encode(images) for name, model in models.items()}
     calls |= {("decode", name): lambda n=name, m=model: m.decode(latents[n]) for name, model in models.items()}

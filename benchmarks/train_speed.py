@@ -25,7 +25,8 @@ from benchmarks.memory import peak_tensor_bytes
 from benchmarks.per_subspace_loop import PerSubspaceLoop
 from benchmarks.quantizer_share import PRESET, SIDE, build_autoencoder
 from benchmarks.timing import CLOCKS, interleaved_times
-from pqdiff.quantizers import QuantizerOutput, backends
+from pqdiff.quantizers import QuantizerOutput
+from pqdiff.quantizers.search import backends
 
 LOOP, OURS = "loop", "pqdiff"
 _UNPROVEN = "unproven: no GPU"
@@ -41,7 +42,7 @@ class LoopQuantizer(nn.Module):
         self.loop = PerSubspaceLoop(codebooks)
 
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
-        return QuantizerOutput(*self.loop(z))
+        return QuantizerOutput(*self.loop(z), {})
 
 
 class TrainingStep:
@@ -153,7 +154,7 @@ def quantizer_call(step: TrainingStep) -> Callable[[], object]:
 
 def _forward_backward(quantizer: nn.Module, z: torch.Tensor) -> None:
     output = quantizer(z.detach().requires_grad_())
-    (output.z_q.sum() + output.loss).backward()
+    (output.codes.sum() + output.loss).backward()
 
 
 def load_document(path: Path | None, network: str) -> dict:

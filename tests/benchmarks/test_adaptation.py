@@ -14,7 +14,7 @@ from tests.tiny import tiny_autoencoder, tiny_base_pipeline
 def experiment(tmp_path_factory) -> Experiment:
     folder = tmp_path_factory.mktemp("models")
     tiny_base_pipeline().save_pretrained(folder / "base")
-    statistics = {"channel_mean": [0.0] * 8, "channel_std": [2.0, 1.0, 1.0, 0.5, 0.5, 0.3, 0.3, 0.1]}
+    statistics = {"mean": [0.0] * 8, "std": [2.0, 1.0, 1.0, 0.5, 0.5, 0.3, 0.3, 0.1]}
     tiny_autoencoder(sample_size=32, **statistics).save_pretrained(folder / "vae")
     args = argparse.Namespace(
         base=str(folder / "base"), autoencoder=str(folder / "vae"), num_prompts=2, batch_size=4, solve_batches=2,

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.latent_cache import TOKENIZERS, check, write_photos
 from benchmarks.render_readme import ROOT
-from pqdiff.data.captioned import open_captioned
+from pqdiff.data.captions.captioned import open_captioned
 
 RESULTS = json.loads((ROOT / "benchmarks" / "results" / "latent_cache.json").read_text())["results"]
 

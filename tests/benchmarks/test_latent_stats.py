@@ -11,7 +11,7 @@ from benchmarks import latent_stats
 from benchmarks.latent_statistics import LatentMoments, LatentSpectrum, effective_rank
 from benchmarks.render_readme import RESULTS
 from pqdiff import BUNDLED
-from pqdiff.data.images import normalize, to_pixels
+from pqdiff.data.images.reading import normalize, to_pixels
 from pqdiff.metrics import DatasetPSNR
 from tests.tiny import tiny_autoencoder
 
@@ -122,7 +122,7 @@ def test_the_command_writes_results_and_a_plot(tmp_path, capsys):
 
 
 def test_mistakes_end_in_one_line(tmp_path):
-    with pytest.raises(SystemExit, match=r"latent_stats: .*: holds no photos"):
+    with pytest.raises(SystemExit, match=r"latent_stats: .*: holds no images"):
         latent_stats.main(["--photos", str(tmp_path)])
 
 

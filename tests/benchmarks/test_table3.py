@@ -66,7 +66,7 @@ def test_another_unet_is_not_taken_for_that_of_sd21():
 def test_codewords_stay_in_fp32_beside_networks_in_bf16():
     autoencoder = build_autoencoder(TINY, "f8-d128-s64-k512", torch.bfloat16)
     assert autoencoder.quantizer.codebooks.dtype == torch.float32
-    assert {parameter.dtype for parameter in autoencoder.decoder.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in autoencoder.transform.decoder.parameters()} == {torch.bfloat16}
 
 
 def test_flops_of_attention_and_convolution_are_those_of_the_formula():

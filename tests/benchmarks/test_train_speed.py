@@ -33,11 +33,11 @@ def test_both_quantizers_take_the_same_step():
         losses.append(step())
         parameters = list(step.quantizer.parameters())
         codebooks.append(torch.stack(parameters) if name == LOOP else parameters[0])
-        weights.append(model.encoder.conv_in.weight)
+        weights.append(model.transform.encoder.conv_in.weight)
     torch.testing.assert_close(*losses)
     assert not torch.equal(codebooks[0], autoencoder.quantizer.codebooks)  # they learn
     torch.testing.assert_close(*codebooks, rtol=0, atol=2.1e-5)  # AdamW moves each by the learning rate, or not at all
-    assert not torch.equal(weights[1], autoencoder.encoder.conv_in.weight)
+    assert not torch.equal(weights[1], autoencoder.transform.encoder.conv_in.weight)
 
 
 def test_steps_share_networks_and_have_their_own_quantizers():
