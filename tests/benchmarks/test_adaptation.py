@@ -15,7 +15,7 @@ def experiment(tmp_path_factory) -> Experiment:
     folder = tmp_path_factory.mktemp("models")
     tiny_base_pipeline().save_pretrained(folder / "base")
     statistics = {"mean": [0.0] * 8, "std": [2.0, 1.0, 1.0, 0.5, 0.5, 0.3, 0.3, 0.1]}
-    tiny_autoencoder(sample_size=32, **statistics).save_pretrained(folder / "vae")
+    tiny_autoencoder(sample_size=32, statistics_config=statistics).save_pretrained(folder / "vae")
     args = argparse.Namespace(
         base=str(folder / "base"), autoencoder=str(folder / "vae"), num_prompts=2, batch_size=4, solve_batches=2,
         validation_batches=1, freeze_steps=2, freeze_rate=1e-3, finetune_steps=1, finetune_rate=1e-4, inference_steps=2,

@@ -205,6 +205,7 @@ def test_resident_memory_sees_what_a_call_takes():
     assert max(peaks) > 2**25  # the system may take other pages away meanwhile
 
 
+@pytest.mark.slow
 def test_ours_is_faster_than_the_loop_here_too():
     """A loose bound, for a machine that may be busy: half of what is promised."""
     contenders, _ = build(Config(128, 64, 512, 32), names=("loop", "plain"))

@@ -5,12 +5,14 @@ the tokens of a vector depend on neither the batch, nor the image, nor the tile 
 """
 
 import torch
+from torch import nn
 
 from pqdiff.quantizers.search.codeword_statistics import look_up
 from pqdiff.quantizers.search.nearest import nearest_codewords
 
 _BLOCK = 256
 _BLOCK_ACCELERATOR = 4096
+_COLUMNS = 64  # vectors that are rotated at once on a CPU
 
 
 @torch.library.custom_op("pqdiff::classify", mutates_args=())
@@ -122,8 +124,12 @@ def rotate(z: torch.Tensor, basis: torch.Tensor, rotations: torch.Tensor) -> tor
     flat = z.transpose(0, 1).reshape(inputs, batch * number)
     result = flat.new_empty(rotations.shape[1], batch * number)
     with torch.autocast(z.device.type, enabled=False):
+        step = _COLUMNS if z.device.type == "cpu" else _BLOCK_ACCELERATOR
         for matrix, columns in zip(rotations, _columns(basis, len(rotations)), strict=True):
-            result[:, columns] = matrix @ flat[:, columns]
+            for part in columns.split(step):
+                # Filled up to one width: the order of summation must not depend on how many vectors share a matrix.
+                vectors = nn.functional.pad(flat[:, part], (0, step - len(part)))
+                result[:, part] = (matrix @ vectors)[:, : len(part)]
     return result.view(len(result), batch, number).transpose(0, 1).contiguous()
 
 
