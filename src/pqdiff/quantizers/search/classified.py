@@ -12,7 +12,7 @@ from pqdiff.quantizers.search.nearest import nearest_codewords
 
 _BLOCK = 256
 _BLOCK_ACCELERATOR = 4096
-_COLUMNS = 64  # vectors that are rotated at once on a CPU
+_COLUMNS = 128  # vectors that are rotated at once on a CPU
 
 
 @torch.library.custom_op("pqdiff::classify", mutates_args=())
