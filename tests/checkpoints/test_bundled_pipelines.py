@@ -77,7 +77,7 @@ def test_the_card_tells_how_to_load_it_from_the_package(name):
     assert card == (MODEL_CARDS / f"{name}.md").read_text()
     snippet = card.split("```python\n")[1].split("```")[0]
     compile(snippet, "card", "exec")
-    assert f'from_pretrained(pqdiff.bundled("{name}"), torch_dtype=torch.float16)' in snippet
+    assert f'from_pretrained(pqdiff.bundled("{name}"), dtype=torch.float16)' in snippet
 
 
 def test_pipelines_are_not_taken_for_tokenizers():
