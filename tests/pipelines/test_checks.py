@@ -35,7 +35,7 @@ def test_an_inpainting_unet_belongs_into_an_inpainting_pipeline():
 
 
 def test_an_inpainting_pipeline_says_which_channels_it_takes():
-    with pytest.raises(ValueError, match=r"in_channels \(9\) must be .* \(8\), or 17 to see mask and masked picture"):
+    with pytest.raises(ValueError, match=r"in_channels \(9\) must be .* \(8\), or 17 to see mask and masked image"):
         build(KINDS[2], unet=tiny_unet(8, in_channels=9))
 
 

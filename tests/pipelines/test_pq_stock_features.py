@@ -261,7 +261,7 @@ def test_an_image_may_be_given_as_latents():
 @pytest.mark.parametrize("kind", [PQStableDiffusionImg2ImgPipeline, PQStableDiffusionInpaintPipeline])
 def test_images_and_generators_must_fit_the_batch(kind):
     pipe = build(kind)
-    with pytest.raises(ValueError, match="2 pictures for a batch of 3"):
+    with pytest.raises(ValueError, match="2 images for a batch of 3"):
         paint(pipe, [PROMPT] * 3, image=[random_image(), random_image(2)])
     with pytest.raises(ValueError, match="generator is a list of 2 for a batch of 1"):
         paint(pipe, generator=[seeded(), seeded()])

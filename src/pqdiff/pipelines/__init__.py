@@ -1,4 +1,4 @@
-"""Stable Diffusion on product-quantized latents: prompts to pictures, pictures to pictures, inpainting."""
+"""Stable Diffusion on product-quantized latents: prompts to images, images to images, inpainting."""
 
 import diffusers
 from diffusers.pipelines import auto_pipeline

@@ -18,7 +18,7 @@ def check_fit(
     Components may be None: a pipeline may be built in parts.
 
     Args:
-        inpainting: whether the UNet may see a mask and a masked picture beside the latents (2 d + 1 channels).
+        inpainting: whether the UNet may see a mask and a masked image beside the latents (2 d + 1 channels).
 
     Raises:
         ValueError: naming both sides of what does not fit.
@@ -44,7 +44,7 @@ def _check_channels(unet, latent_channels: int, inpainting: bool) -> None:
         fix = "widen the UNet with pqdiff.adaptation.widen.widen_unet or from_stable_diffusion"
         if unet.in_channels == seen:
             fix = "this UNet was made for inpainting, take PQStableDiffusionInpaintPipeline"
-        also = f", or {seen} to see mask and masked picture" if inpainting else ""
+        also = f", or {seen} to see mask and masked image" if inpainting else ""
         raise ValueError(
             f"unet.config.in_channels ({unet.in_channels}) must be vae.config.latent_channels "
             f"({latent_channels}){also}: {fix}"

@@ -13,7 +13,7 @@ from pqdiff.adaptation.variants import Variant, load_variant
 from pqdiff.adaptation.widen import widen_unet
 from pqdiff.models.loading import load_autoencoder
 
-# Stable Diffusion 2 was taken down from where it was published; these repositories hold the same files. The first paints
+# Stable Diffusion 2 was taken down from where it was published; these repositories hold the same files. The first generates
 # 768 pixels and predicts v, the second 512 pixels and predicts the noise.
 REMOVED = "stabilityai/stable-diffusion-2"
 MIRRORS = {

@@ -12,14 +12,14 @@ from pqdiff.pipelines.pq_latents import PQLatentsMixin, with_quantize_latents
 
 
 class PQStableDiffusionPipeline(PQLatentsMixin, StableDiffusionPipeline):
-    """Pictures from prompts. Called like `StableDiffusionPipeline`, with `quantize_latents` besides."""
+    """Images from prompts. Called like `StableDiffusionPipeline`, with `quantize_latents` besides."""
 
     _stock_class = StableDiffusionPipeline
     __call__ = with_quantize_latents(StableDiffusionPipeline.__call__)
 
 
 class PQStableDiffusionImg2ImgPipeline(PQLatentsMixin, StableDiffusionImg2ImgPipeline):
-    """Pictures from prompts and pictures. Called like `StableDiffusionImg2ImgPipeline`, with `quantize_latents` besides."""
+    """Images from prompts and images. Called like `StableDiffusionImg2ImgPipeline`, with `quantize_latents` besides."""
 
     _stock_class = StableDiffusionImg2ImgPipeline
     __call__ = with_quantize_latents(StableDiffusionImg2ImgPipeline.__call__)

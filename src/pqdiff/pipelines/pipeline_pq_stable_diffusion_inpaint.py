@@ -19,10 +19,10 @@ from pqdiff.pipelines.pq_latents import PQLatentsMixin
 
 
 class PQStableDiffusionInpaintPipeline(PQLatentsMixin, StableDiffusionInpaintPipeline):
-    """Parts of pictures painted anew. Called like `StableDiffusionInpaintPipeline`, with `quantize_latents` besides.
+    """Parts of images generated anew. Called like `StableDiffusionInpaintPipeline`, with `quantize_latents` besides.
 
-    A UNet with d input channels paints everything and what the mask leaves out is put back after every step; one with
-    2 d + 1 sees the mask and the masked picture.
+    A UNet with d input channels generates everything, and what the mask leaves out is put back after every step; one with
+    2 d + 1 sees the mask and the masked image.
     """
 
     _stock_class = StableDiffusionInpaintPipeline
@@ -60,7 +60,7 @@ class PQStableDiffusionInpaintPipeline(PQLatentsMixin, StableDiffusionInpaintPip
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
         quantize_latents: bool | float | None = None,
     ) -> StableDiffusionPipelineOutput | tuple:
-        """Repaint the white part of `mask_image` in `image`.
+        """Generate the white part of `mask_image` in `image` anew.
 
         Arguments are those of `StableDiffusionInpaintPipeline`. Images may be given as latents `(B, d, h, w)` too; a
         UNet with 2 d + 1 channels then needs `masked_image_latents`, likewise `(B, d, h, w)`.
@@ -132,7 +132,7 @@ class PQStableDiffusionInpaintPipeline(PQLatentsMixin, StableDiffusionInpaintPip
             raise ValueError(f"strength ({strength}) leaves no step: raise it or num_inference_steps")
         self._num_timesteps = len(timesteps)
 
-        # Pictures and masks.
+        # Images and masks.
         crop, resize_mode = None, "default"
         if padding_mask_crop is not None:
             crop = self.mask_processor.get_crop_region(mask_image, width, height, pad=padding_mask_crop)
@@ -223,7 +223,7 @@ class PQStableDiffusionInpaintPipeline(PQLatentsMixin, StableDiffusionInpaintPip
                 if (i + 1) % self.scheduler.order == 0 or i + 1 == len(timesteps):
                     progress.update()
 
-        output = self._pictures(latents, output_type, True, generator, self._checked_quantize(quantize_latents))
+        output = self._images(latents, output_type, True, generator, self._checked_quantize(quantize_latents))
         if crop is not None:
             output.images = [
                 self.image_processor.apply_overlay(mask_image, image, each, crop) for each in output.images
@@ -232,7 +232,7 @@ class PQStableDiffusionInpaintPipeline(PQLatentsMixin, StableDiffusionInpaintPip
         return output if return_dict else (output.images, output.nsfw_content_detected)
 
     def _latent_mask(self, mask: torch.Tensor, batch_size: int, height: int, width: int) -> torch.Tensor:
-        """Masks `(B, 1, H, W)` at the latents' size, one per picture of the batch."""
+        """Masks `(B, 1, H, W)` at the latents' size, one per image of the batch."""
         repeats, rest = divmod(batch_size, len(mask))
         if rest or not repeats:
             raise ValueError(f"mask_image holds {len(mask)} masks for a batch of {batch_size}: give one, or one each")

@@ -102,7 +102,7 @@ class PQLatentsMixin:
     ):
         """A pipeline made of a pretrained Stable Diffusion and a product-quantizing autoencoder, ready to be adapted.
 
-        The UNet is widened to the autoencoder's channels; until it is trained on them its pictures mean little. What
+        The UNet is widened to the autoencoder's channels; until it is trained on them its images mean little. What
         the UNet predicts is read from the base's scheduler. Neither `base` nor `autoencoder` is changed; where the data
         type allows it, their other components are shared.
 
@@ -125,21 +125,21 @@ class PQLatentsMixin:
             cls, cls._stock_class, base, autoencoder, pq_variant, init, torch_dtype, conv_in_map, **kwargs
         )
 
-    def _pictures(
+    def _images(
         self, latents: torch.Tensor, output_type: str, return_dict: bool, generator, quantize_latents: bool | float
     ) -> StableDiffusionPipelineOutput | tuple:
         """Decode the denoised latents `(B, d, h, w)` and do everything that stock pipelines do after it."""
-        pictures, flagged = latents, None
+        images, flagged = latents, None
         if output_type != "latent":
             snapping = {"quantize": quantize_latents} if self._has_codewords else {}
             latents = latents / self.vae.config.scaling_factor + self._shift
-            pictures = self.vae.decode(latents, return_dict=False, generator=generator, **snapping)[0]
-            pictures, flagged = self.run_safety_checker(pictures, self._execution_device, latents.dtype)
-        denormalize = [True] * len(pictures) if flagged is None else [not unsafe for unsafe in flagged]
-        pictures = self.image_processor.postprocess(pictures, output_type=output_type, do_denormalize=denormalize)
+            images = self.vae.decode(latents, return_dict=False, generator=generator, **snapping)[0]
+            images, flagged = self.run_safety_checker(images, self._execution_device, latents.dtype)
+        denormalize = [True] * len(images) if flagged is None else [not unsafe for unsafe in flagged]
+        images = self.image_processor.postprocess(images, output_type=output_type, do_denormalize=denormalize)
         if not return_dict:
-            return pictures, flagged
-        return StableDiffusionPipelineOutput(images=pictures, nsfw_content_detected=flagged)
+            return images, flagged
+        return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=flagged)
 
     def _image_latents(
         self, image: torch.Tensor, batch_size: int, dtype: torch.dtype, device: torch.device, generator
@@ -154,8 +154,8 @@ class PQLatentsMixin:
         repeats, rest = divmod(batch_size, len(image))
         if rest or not repeats:
             raise ValueError(
-                f"image holds {len(image)} pictures for a batch of {batch_size}: the batch, prompts times "
-                "num_images_per_prompt, must be a multiple of the pictures"
+                f"image holds {len(image)} images for a batch of {batch_size}: the batch, prompts times "
+                "num_images_per_prompt, must be a multiple of the images"
             )
         image = image.to(device=device, dtype=dtype)
         if image.shape[1] == self.image_processor.config.vae_latent_channels:
@@ -214,7 +214,7 @@ def with_quantize_latents(stock_call: Callable) -> Callable:
         output_type, return_dict = call.arguments["output_type"], call.arguments["return_dict"]
         call.arguments |= {"output_type": "latent", "return_dict": False}
         latents = stock_call(*call.args, **call.kwargs)[0]
-        output = self._pictures(latents, output_type, return_dict, call.arguments["generator"], way)
+        output = self._images(latents, output_type, return_dict, call.arguments["generator"], way)
         self.maybe_free_model_hooks()  # decoding has woken the autoencoder again
         return output
 
