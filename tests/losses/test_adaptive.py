@@ -1,7 +1,5 @@
 """The adaptive weight is that of the whole batch: two processes with half a batch each train as one process."""
 
-import multiprocessing
-
 import pytest
 import torch
 from torch import distributed
@@ -9,6 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pqdiff.losses import VQGANLoss
 from tests.losses.support import gradients, networks, photos
+from tests.processes import run_pair
 
 
 def train_step(images, norm, wrap=lambda network: network):
@@ -40,14 +39,7 @@ def work(rank: int, folder) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.support"])  # one server serves all tests of a process
-    processes = [context.Process(target=work, args=(rank, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
+    run_pair(work, folder)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 

@@ -1,7 +1,6 @@
 """All metrics of reconstructions together: one image at a time, in batches, and over processes."""
 
 import json
-import multiprocessing
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from pqdiff.data.images.reading import normalize, to_image, to_pixels
 from pqdiff.metrics import BitsPerPixel, CodebookUsage, DatasetPSNR, EntropyBitsPerPixel, ImagePSNR, ImageSSIM
 from pqdiff.metrics.protocol import ReconstructionMetrics, evaluate_reconstruction
 from pqdiff.models.fingerprint import fingerprint
+from tests.processes import run_pair
 from tests.tiny import tiny_autoencoder
 
 DENSE, SPARSE = (4, 6), (4, 2**40)
@@ -83,14 +83,7 @@ def work(rank: int, folder) -> None:
 
 
 def test_processes_add_up_also_if_one_has_no_images(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.support"])  # one server serves all tests of a process
-    processes = [context.Process(target=work, args=(rank, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
+    run_pair(work, tmp_path)
     for sizes in (DENSE, SPARSE):
         alone = ReconstructionMetrics(sizes, mean_difference)
         alone.update(*batch(3))

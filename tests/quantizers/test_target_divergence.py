@@ -1,12 +1,11 @@
 """The target divergence constraint against its published steps written out, and with two processes."""
 
-import multiprocessing
-
 import pytest
 import torch
 from torch import distributed
 
 from pqdiff.quantizers.target_divergence import TargetDivergence
+from tests.processes import run_pair
 
 TARGET, TOLERANCE, FACTOR = 8, 0.5, 1.05
 
@@ -114,14 +113,7 @@ def work(rank: int, folder) -> None:
 
 
 def test_two_processes_move_as_one_with_the_whole_batch(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.support"])  # one server serves all tests of a process
-    processes = [context.Process(target=work, args=(rank, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
+    run_pair(work, tmp_path)
     whole = TargetDivergence(TARGET, TOLERANCE, FACTOR)
     expected = [whole(bits)[1] for bits in batches()]
     for rank in range(2):

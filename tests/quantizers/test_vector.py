@@ -1,12 +1,11 @@
 """Vector quantization: its losses by their formulas, EMA updates against a loop over vectors, in one process and in two."""
 
-import multiprocessing
-
 import pytest
 import torch
 from torch import distributed
 
 from pqdiff.quantizers import ProductQuantizer, VectorQuantizer, build_quantizer
+from tests.processes import run_pair
 
 DECAY = 0.9
 
@@ -175,14 +174,7 @@ def work(rank: int, folder) -> None:
 
 
 def test_two_processes_with_half_a_batch_each_update_as_one_with_the_whole_batch(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.support"])  # one server serves all tests of a process
-    processes = [context.Process(target=work, args=(rank, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
+    run_pair(work, tmp_path)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     alone = with_ema()

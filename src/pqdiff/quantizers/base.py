@@ -12,6 +12,7 @@ sees. For most quantizers both are the same numbers.
 import functools
 import inspect
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -70,7 +71,7 @@ def _with_weights(method):
     return wrapper
 
 
-class Quantizer(Fp32Module):
+class Quantizer(Fp32Module, ABC):
     """Base of all quantizers.
 
     A subclass sets the three numbers of channels, implements `codebook_sizes`, `forward`, `encode`, `decode` and
@@ -100,34 +101,34 @@ class Quantizer(Fp32Module):
     can_restart: bool = False
 
     @property
+    @abstractmethod
     def codebook_sizes(self) -> tuple[int, ...]:
         """Number of values that each of the G tokens of a position can take."""
-        raise NotImplementedError
 
     @property
     def bits_per_position(self) -> float:
         """Information that one position can carry: the sum of log2 of the codebook sizes."""
         return sum(math.log2(size) for size in self.codebook_sizes)
 
+    @abstractmethod
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
         """Quantize z `(B, in_channels, h, w)` for training: codes with a gradient, and what there is to learn."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, z: torch.Tensor) -> torch.Tensor:
         """int64 tokens `(B, G, h, w)` of z `(B, in_channels, h, w)`, any floating dtype. Nothing is learned or counted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, indices: torch.Tensor) -> torch.Tensor:
         """Codes `(B, code_channels, h, w)` of integer tokens `(B, G, h, w)`, fp32."""
-        raise NotImplementedError
 
     def to_latents(self, indices: torch.Tensor) -> torch.Tensor:
         """Latents `(B, latent_channels, h, w)` of integer tokens `(B, G, h, w)`, fp32."""
         return self.decode(indices)
 
+    @abstractmethod
     def nearest(self, latents: torch.Tensor) -> torch.Tensor:
         """int64 tokens `(B, G, h, w)` whose latents are nearest to the given ones `(B, latent_channels, h, w)`."""
-        raise NotImplementedError
 
     def lift(self, latents: torch.Tensor) -> torch.Tensor:
         """Codes of latents as they are, not snapped, fp32; what latents do not show is 0."""

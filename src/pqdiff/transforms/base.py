@@ -1,6 +1,7 @@
 """The contract of transforms: images to what a quantizer codes, and codes to images."""
 
 import inspect
+from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from pqdiff.suggestions import did_you_mean
 TRANSFORMS: dict[str, type["Transform"]] = {}
 
 
-class Transform(nn.Module):
+class Transform(nn.Module, ABC):
     """Base of all transforms. Images are `(B, C, H, W)` in [-1, 1] with sides divisible by F.
 
     A constructor takes `in_channels` (C), `z_channels` (what analysis gives) and `code_channels` (what synthesis takes),
@@ -32,12 +33,13 @@ class Transform(nn.Module):
         return 2 ** (len(self.block_out_channels) - 1)
 
     @property
+    @abstractmethod
     def last_layer(self) -> nn.Parameter:
-        raise NotImplementedError
+        """See the class."""
 
+    @abstractmethod
     def group_of(self, name: str) -> str:
         """`encoder`, `decoder` or `linear`: the group whose learning rate the parameter `name` of this module has."""
-        raise NotImplementedError
 
     def silence(self) -> None:
         """Make analysis and synthesis give 0, so that training beside another transform begins with what that one does.
@@ -47,13 +49,13 @@ class Transform(nn.Module):
         """
         raise ValueError(f"{type(self).__name__} cannot begin silent beside another transform")
 
+    @abstractmethod
     def analysis(self, image: torch.Tensor) -> torch.Tensor:
         """z `(B, z_channels, H/F, W/F)` of images `(B, C, H, W)`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def synthesis(self, codes: torch.Tensor) -> torch.Tensor:
         """Images `(B, C, F h, F w)` of codes `(B, code_channels, h, w)`, nominally in [-1, 1], not clamped."""
-        raise NotImplementedError
 
 
 def register_transform(name: str):

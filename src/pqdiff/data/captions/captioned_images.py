@@ -1,5 +1,6 @@
 """Images with captions by number: what folders, tables and scenes have in common."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch.utils.data import Dataset
@@ -7,15 +8,16 @@ from torch.utils.data import Dataset
 from pqdiff.data.images.lazy_image import LazyImage
 
 
-class CaptionedImages(Dataset):
+class CaptionedImages(Dataset, ABC):
     """Images with captions by number. A subclass says how many there are and where each one is."""
 
+    @abstractmethod
     def __len__(self) -> int:
-        raise NotImplementedError
+        """Number of images."""
 
+    @abstractmethod
     def row(self, index: int) -> LazyImage:
         """Image `index` before decoding, with all its captions."""
-        raise NotImplementedError
 
     def size_of(self, index: int) -> tuple[int, int]:
         """(width, height) of the upright image, without decoding it."""

@@ -1,0 +1,16 @@
+"""Two processes for tests of what is reduced over processes."""
+
+import multiprocessing
+from collections.abc import Callable
+
+
+def run_pair(work: Callable, *arguments) -> None:
+    """Call `work(rank, *arguments)` in two processes, and wait until both have ended well."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.support"])  # one server serves all tests of a process
+    processes = [context.Process(target=work, args=(rank, *arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
