@@ -89,9 +89,7 @@ def plot(results: dict[str, dict], path: Path) -> None:
     variances.set(yscale="log", xlabel="channel by rank, part of d", ylabel="variance")
     bands.axhline(1, color="gray", linewidth=0.8)  # white noise
     bands.set(yscale="log", xlabel="spatial frequency", ylabel="power relative to white noise")
-    noise.set(
-        xscale="log", xlabel="relative noise (lines: soft, dots: snapped, dashes: as they are)", ylabel="PSNR, dB"
-    )
+    noise.set(xscale="log", xlabel="relative noise", ylabel="PSNR, dB (soft -, nearest :, as is --)")
     variances.legend(fontsize=7)
     for axes in (variances, bands, noise):
         axes.grid(alpha=0.3)
