@@ -14,7 +14,7 @@ import torch
 
 from pqdiff.fitting.kmeans import fit_codebooks
 from pqdiff.quantizers import ClassifiedProductQuantizer
-from pqdiff.quantizers.search.classified import ClassLikelihoods, classify, rotate
+from pqdiff.quantizers.search.classified import ClassLikelihoods, classify, left_out, rotate
 
 _STEADY = 3  # leading components are the patch's mean color: it says nothing about the texture
 _DIRECTIONS = 16  # components whose products tell textures apart at the start
@@ -244,9 +244,9 @@ def _fit_codebooks(model, components, members, subspaces, codebook_size, generat
 
 def _likeliest(model: ClassifiedProductQuantizer, rows: torch.Tensor) -> torch.Tensor:
     """Likeliest classes `(n,)` of components `(n, P)`."""
-    everywhere = torch.matmul(model.rotations, rows.T)  # (bases, M, n)
+    everywhere = (rows @ model.rotations.flatten(0, 1).T).unflatten(1, model.rotations.shape[:2])  # (n, bases, M)
     likelihoods = ClassLikelihoods(model.rotations, model.log_variances)
-    return likelihoods.likeliest(everywhere, rows.square().sum(dim=1), 1)[0]
+    return likelihoods.likeliest(everywhere, left_out(rows, everywhere), 1)[:, 0]
 
 
 def _encode(model: ClassifiedProductQuantizer, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

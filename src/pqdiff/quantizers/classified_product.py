@@ -163,7 +163,7 @@ class ClassifiedProductQuantizer(CodebookQuantizer):
     ) -> torch.Tensor:
         """Components `(B, P, n)` of coefficients `(B, M, n)` relative to classes `(B, n)`."""
         coefficients = relative * (self._scales(classes) if scales is None else scales)
-        return rotate(coefficients, self._basis(classes), self.rotations.float().transpose(1, 2).contiguous())
+        return rotate(coefficients, self._basis(classes), self.rotations.float().mT)
 
     def _scales(self, classes: torch.Tensor) -> torch.Tensor:
         """Units `(B, M, n)` of the coefficients of vectors of classes `(B, n)`."""

@@ -52,7 +52,7 @@ class PixelRefiner(nn.Module):
         Image by image: convolutions of a batch may sum in another order, and the pixels of an image must not depend on
         the other images of its batch.
         """
-        return torch.cat([self._correction(part) for part in image.split(1)])
+        return self._correction(image) if len(image) == 1 else torch.cat([self._correction(x) for x in image.split(1)])
 
     def _correction(self, image: torch.Tensor) -> torch.Tensor:
         # channels_last and sums in place: half the time on a CPU. Gradients need what a sum in place overwrites.
@@ -60,8 +60,11 @@ class PixelRefiner(nn.Module):
         stacked = F.pixel_unshuffle(image, _STRIDE).contiguous(memory_format=torch.channels_last)
         x = self.first(stacked)  # (1, channels, H / 2, W / 2)
         side = self.places.shape[1]
-        places = self.places.repeat(1, x.shape[2] // side, x.shape[3] // side)
-        x = F.relu(x + places)
+        if in_place:
+            x.unflatten(3, (-1, side)).unflatten(2, (-1, side)).add_(self.places[None, :, None, :, None])
+        else:
+            x = x + self.places.repeat(1, x.shape[2] // side, x.shape[3] // side)
+        x = F.relu(x, inplace=in_place)
         for block in self.blocks:
             change = F.relu(block(x), inplace=in_place)
             x = x.add_(change) if in_place else x + change

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pqdiff.quantizers.search.classified import ClassLikelihoods, classify, rotate, sum_outer_products
+from pqdiff.quantizers.search.classified import ClassLikelihoods, classify, left_out, rotate, sum_outer_products
 
 CLASSES, BASES, COMPONENTS, SUBSPACES, CODEWORDS, DIM = 6, 3, 10, 2, 16, 4
 WIDTH = SUBSPACES * DIM  # coefficients in a basis; the other components are left out
@@ -56,9 +56,9 @@ def tokens_one_by_one(z: torch.Tensor, candidates: int) -> torch.Tensor:
 def test_likeliest_classes_are_those_of_the_gaussian_density():
     rotations, _, log_variances, _ = tables()
     rows = vectors(1, 200)[0].T
-    everywhere, energy = torch.matmul(rotations, rows.T), rows.square().sum(dim=1)
-    found = ClassLikelihoods(rotations, log_variances).likeliest(everywhere, energy, 3)
-    assert torch.equal(found, log_densities(rows, rotations, log_variances).topk(3, dim=0).indices)
+    everywhere = torch.einsum("bmp,np->nbm", rotations, rows)
+    found = ClassLikelihoods(rotations, log_variances).likeliest(everywhere, left_out(rows, everywhere), 3)
+    assert torch.equal(found.T, log_densities(rows, rotations, log_variances).topk(3, dim=0).indices)
 
 
 @pytest.mark.parametrize("candidates", [1, 2, CLASSES])
@@ -172,3 +172,21 @@ def test_operators_are_well_formed_for_compilers():
     torch.library.opcheck(classify, (vectors(2, 5), *tables(), 3))
     torch.library.opcheck(rotate, (z.requires_grad_(), basis, rotations.requires_grad_()))
     torch.library.opcheck(sum_outer_products, (torch.randn(2, 3, 5), z.detach(), basis, BASES))
+
+
+def test_bases_rounded_to_half_precision_do_not_hide_which_candidate_reconstructs_best():
+    # Rounded bases are not quite orthonormal: differences of squares are then off by more than fine codes differ.
+    rotations, log_scales, log_variances, codebooks = tables()
+    rotations, z = rotations.half().float(), vectors(1, 200)
+    codebooks = torch.cat([codebooks, 0.01 * codebooks], dim=1)
+    log_scales = 0.2 * log_scales - 3
+    found = classify(z, rotations, log_scales, log_variances, codebooks, CLASSES)[0]  # (S, N)
+    errors = []
+    for k in range(CLASSES):
+        basis, scales = rotations[k // (CLASSES // BASES)].double(), log_scales[k].double().exp()[:, None]
+        relative = (basis @ z[0].double() / scales).unflatten(0, (SUBSPACES, DIM))
+        tokens = torch.cdist(relative.mT, codebooks.double()).argmin(dim=2)  # (S - 1, N)
+        decoded = torch.stack([codebooks[s, tokens[s]].double() for s in range(SUBSPACES)]).mT.flatten(0, 1)
+        errors.append((basis.T @ (decoded * scales) - z[0]).square().sum(dim=0))
+    errors = torch.stack(errors)  # (K, N)
+    assert torch.allclose(errors.gather(0, found[:1])[0], errors.min(dim=0).values, rtol=1e-3)

@@ -7,12 +7,12 @@ the tokens of a vector depend on neither the batch, nor the image, nor the tile 
 import torch
 from torch import nn
 
-from pqdiff.quantizers.search.codeword_statistics import look_up
 from pqdiff.quantizers.search.nearest import nearest_codewords
 
-_BLOCK = 256
+_BLOCK = 256  # vectors at once on a CPU, at most
+_NUMBERS = 2**21  # floats of one table of candidates' coefficients: what stays near the processor
 _BLOCK_ACCELERATOR = 4096
-_COLUMNS = 128  # vectors that are rotated at once on a CPU
+_COLUMNS = 32  # vectors that are rotated at once on a CPU
 
 
 @torch.library.custom_op("pqdiff::classify", mutates_args=())
@@ -39,15 +39,14 @@ def classify(
     """
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         search = _BlockSearch(rotations, log_scales, log_variances, codebooks, candidates)
-        block = _BLOCK if z.device.type == "cpu" else _BLOCK_ACCELERATOR
+        block = search.block if z.device.type == "cpu" else _BLOCK_ACCELERATOR
         batch, components, number = z.shape
-        flat = z.detach().float().transpose(0, 1).reshape(components, batch * number)  # (P, B N)
+        rows = z.detach().float().transpose(1, 2).reshape(batch * number, components)
         tokens = torch.empty((len(codebooks) + 1, batch * number), dtype=torch.int64, device=z.device)
         for start in range(0, batch * number, block):
-            part = flat[:, start : start + block]
-            padded = flat.new_zeros(components, block)
-            padded[:, : part.shape[1]] = part
-            tokens[:, start : start + block] = search(padded)[:, : part.shape[1]]
+            part = rows[start : start + block]
+            padded = nn.functional.pad(part, (0, 0, 0, block - len(part)))
+            tokens[:, start : start + block] = search(padded)[:, : len(part)]
         return tokens.view(len(tokens), batch, number).transpose(0, 1).contiguous()
 
 
@@ -71,15 +70,21 @@ class ClassLikelihoods:
         left_out = components - width
         self.log_determinants = log_variances[:, :-1].sum(dim=1) + left_out * log_variances[:, -1]  # (K,)
 
-    def likeliest(self, everywhere: torch.Tensor, energy: torch.Tensor, number: int) -> torch.Tensor:
-        """The likeliest classes `(number, n)`, the likeliest first, of vectors with coefficients `(bases, M, n)` in all
-        bases and squared lengths `(n,)`."""
-        bases, width, n = everywhere.shape
-        squares = everywhere.new_empty(bases, width + 1, n)
-        torch.square(everywhere, out=squares[:, :width])
-        squares[:, width] = (energy - squares[:, :width].sum(dim=1)).clamp_min_(0)  # what is left out of the basis
-        costs = torch.bmm(self.precisions, squares).flatten(0, 1).add_(self.log_determinants[:, None])  # (K, n)
-        return costs.topk(number, dim=0, largest=False).indices
+    def likeliest(self, everywhere: torch.Tensor, left_out: torch.Tensor, number: int) -> torch.Tensor:
+        """The likeliest classes `(n, number)`, the likeliest first, of vectors with coefficients `(n, bases, M)` in all
+        bases and `left_out` as of the function of this name."""
+        squares = everywhere.new_empty(*everywhere.shape[:2], everywhere.shape[2] + 1)
+        torch.square(everywhere, out=squares[..., :-1])
+        squares[..., -1] = left_out
+        costs = torch.bmm(squares.transpose(0, 1), self.precisions.mT)  # (bases, n, K / bases)
+        costs = costs.transpose(0, 1).flatten(1).add_(self.log_determinants)  # (n, K)
+        return costs.topk(number, dim=1, largest=False).indices
+
+
+def left_out(rows: torch.Tensor, everywhere: torch.Tensor) -> torch.Tensor:
+    """Squared length `(n, bases)` of the part of vectors `(n, P)` that lies outside each basis, in which they have the
+    coefficients `(n, bases, M)`."""
+    return (rows.square().sum(dim=1, keepdim=True) - everywhere.square().sum(dim=2)).clamp_min_(0)
 
 
 class _BlockSearch:
@@ -87,25 +92,35 @@ class _BlockSearch:
 
     def __init__(self, rotations, log_scales, log_variances, codebooks, candidates):
         self.rotations, self.codebooks, self.candidates = rotations.float(), codebooks.float(), candidates
-        self.scales = log_scales.float().exp().T.contiguous()  # (M, K)
+        self.scales = log_scales.float().exp()  # (K, M)
         self.likelihoods = ClassLikelihoods(self.rotations, log_variances)
+        fitting = _NUMBERS // (candidates * self.scales.shape[1])
+        self.block = min(_BLOCK, 1 << max(fitting, 1).bit_length() - 1)
 
-    def __call__(self, z: torch.Tensor) -> torch.Tensor:
-        """Tokens `(S, n)` of vectors `(P, n)`."""
-        everywhere = torch.matmul(self.rotations, z)  # (bases, M, n): coefficients in every basis
-        energy = z.square().sum(dim=0)  # (n,)
-        classes = self.likelihoods.likeliest(everywhere, energy, self.candidates)  # (c, n)
-        basis = (classes // (self.scales.shape[1] // len(self.rotations)))[:, None].expand(-1, everywhere.shape[1], -1)
-        coefficients = everywhere.gather(0, basis)  # (c, M, n)
-        scales = torch.stack([self.scales.index_select(1, row) for row in classes])  # (c, M, n)
-        relative = (coefficients / scales).unflatten(1, (len(self.codebooks), -1))  # (c, S - 1, D, n)
-        indices = nearest_codewords(relative, self.codebooks)  # (c, S - 1, n)
-        decoded = look_up(self.codebooks, indices).flatten(1, 2).mul_(scales)
-        # |x|^2 - 2 x y + |y|^2 in the units of z
-        error = energy + (decoded - 2 * coefficients).mul_(decoded).sum(dim=1)  # (c, n)
-        best = error.argmin(dim=0, keepdim=True)  # (1, n), the likelier of equals
-        tokens = indices.gather(0, best[:, None].expand(-1, indices.shape[1], -1))[0]  # (S - 1, n)
-        return torch.cat([classes.gather(0, best), tokens])
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Tokens `(S, n)` of vectors `(n, P)`. Pairs of a vector and a candidate are rows: a copy of each is one block."""
+        (bases, width, _), n = self.rotations.shape, len(rows)
+        everywhere = (rows @ self.rotations.flatten(0, 1).T).view(n, bases, width)  # coefficients in every basis
+        outside = left_out(rows, everywhere)  # (n, bases)
+        classes = self.likelihoods.likeliest(everywhere, outside, self.candidates)  # (n, c)
+        basis = classes // (len(self.scales) // bases)
+        pairs = (basis + torch.arange(n, device=rows.device)[:, None] * bases).flatten()  # (n c,)
+        coefficients = everywhere.flatten(0, 1).index_select(0, pairs)  # (n c, M)
+        scales = self.scales.index_select(0, classes.flatten())
+        relative = (coefficients / scales).unflatten(1, (len(self.codebooks), -1))  # (n c, S - 1, D)
+        indices = nearest_codewords(relative.permute(1, 2, 0)[None], self.codebooks)[0]  # (S - 1, n c)
+        error = self._chosen(indices).mul_(scales).sub_(coefficients).square_().sum(dim=1)
+        error = error.view(n, -1) + outside.gather(1, basis)  # (n, c)
+        # Squares of differences, not differences of squares: bases stored in half precision are not quite orthonormal.
+        best = error.argmin(dim=1)  # the likelier of equals
+        best_pairs = best + torch.arange(n, device=rows.device) * self.candidates
+        return torch.cat([classes.flatten()[best_pairs][None], indices.index_select(1, best_pairs)])
+
+    def _chosen(self, indices: torch.Tensor) -> torch.Tensor:
+        """Codewords `(n, M)` of indices `(S - 1, n)`."""
+        subspaces, size, _ = self.codebooks.shape
+        flat = indices.T + torch.arange(subspaces, device=indices.device) * size  # (n, S - 1)
+        return self.codebooks.flatten(0, 1).index_select(0, flat.flatten()).view(len(flat), -1)
 
 
 @torch.library.custom_op("pqdiff::rotate", mutates_args=())

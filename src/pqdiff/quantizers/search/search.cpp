@@ -109,7 +109,7 @@ void find_runs(const float* x, const float* table, int64_t runs, float* best_dis
     for (int64_t r = 0; r < runs; ++r, codeword += D * RUN) {
       Vec low[P];
       for (int p = 0; p < P; ++p) low[p] = uniform(INF);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int j = 0; j < RUN; ++j) {
         Vec c[D];
         for (int d = 0; d < D; ++d) c[d] = uniform(codeword[d * RUN + j]);
