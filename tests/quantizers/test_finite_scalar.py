@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vector_quantize_pytorch import FSQ
 
 from pqdiff.quantizers import FiniteScalarQuantizer, build_quantizer
 
@@ -168,7 +169,7 @@ def test_tokens_come_back_for_any_levels(data, subspaces, width, seed):
 
 @pytest.mark.parametrize("levels", [[8, 5, 5, 5], [8, 6, 5], [7, 5, 5, 5, 5]])
 def test_tokens_and_codes_are_those_of_vector_quantize_pytorch(levels):
-    reference = pytest.importorskip("vector_quantize_pytorch").FSQ(levels)
+    reference = FSQ(levels)
     z = torch.randn(2, len(levels), 5, 4)
     codes, indices = reference(z)
     output = FiniteScalarQuantizer(len(levels), levels)(z)

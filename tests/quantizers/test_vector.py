@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import distributed
+from vector_quantize_pytorch import VectorQuantize
 
 from pqdiff.quantizers import ProductQuantizer, VectorQuantizer, build_quantizer
 from tests.processes import run_pair
@@ -184,9 +185,8 @@ def test_two_processes_with_half_a_batch_each_update_as_one_with_the_whole_batch
 
 
 def test_ema_is_that_of_vector_quantize_pytorch():
-    package = pytest.importorskip("vector_quantize_pytorch")
     quantizer = with_ema()
-    reference = package.VectorQuantize(3, 8, decay=DECAY, eps=1e-5, accept_image_fmap=True, rotation_trick=False)
+    reference = VectorQuantize(3, 8, decay=DECAY, eps=1e-5, accept_image_fmap=True, rotation_trick=False)
     embed = quantizer.codebooks.clone()
     reference._codebook.embed.data.copy_(embed)
     reference._codebook.embed_avg.data.copy_(embed)

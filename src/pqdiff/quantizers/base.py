@@ -84,6 +84,7 @@ class Quantizer(Fp32Module, ABC):
         latent_channels: channels of latents.
         has_posterior_mean: whether there is soft snapping, `snap` with a noise level.
         can_restart: whether codewords that are not in use can be moved, `restart`.
+        latents_tell_tokens: whether `nearest` finds the tokens again whose latents it gets.
         fp32_tensors: names of parameters, buffers or submodules that stay in fp32 when a model is loaded in half precision.
     """
 
@@ -92,6 +93,7 @@ class Quantizer(Fp32Module, ABC):
         for name in _METHODS:
             if name in cls.__dict__:
                 setattr(cls, name, _with_weights(cls.__dict__[name]))
+        cls.has_posterior_mean = cls.posterior_mean is not Quantizer.posterior_mean
 
     in_channels: int
     code_channels: int
@@ -99,6 +101,7 @@ class Quantizer(Fp32Module, ABC):
     fp32_tensors: tuple[str, ...] = ()
     has_posterior_mean: bool = False
     can_restart: bool = False
+    latents_tell_tokens: bool = True
 
     @property
     @abstractmethod

@@ -25,7 +25,6 @@ class CodebookQuantizer(Quantizer):
     """
 
     fp32_tensors = ("codebooks", "frequencies")
-    has_posterior_mean = True
     can_restart = True
 
     def __init__(self, latent_channels: int, num_subspaces: int, codebook_size: int, hidden_channels: int = 0):

@@ -37,7 +37,6 @@ class FiniteScalarQuantizer(Quantizer):
     """
 
     fp32_tensors = ("frequencies",)
-    has_posterior_mean = True
 
     def __init__(self, latent_channels: int, levels: int | Sequence[int], num_subspaces: int = 1):
         super().__init__()

@@ -8,7 +8,7 @@ distances; here the table is projected for the search only, and gradients go thr
 import torch
 from torch import nn
 
-from pqdiff.quantizers.base import QuantizerOutput, check_weights, register_quantizer
+from pqdiff.quantizers.base import Quantizer, QuantizerOutput, check_weights, register_quantizer
 from pqdiff.quantizers.codebook import CodebookQuantizer
 from pqdiff.quantizers.feature_projection import project_features
 
@@ -39,6 +39,8 @@ class FrozenCodebookQuantizer(CodebookQuantizer):
     """
 
     fp32_tensors = ("frequencies", "projector")
+    can_restart = False
+    restart = Quantizer.restart
 
     def __init__(
         self,
@@ -117,11 +119,6 @@ class FrozenCodebookQuantizer(CodebookQuantizer):
     @torch.no_grad()
     def nearest(self, latents: torch.Tensor) -> torch.Tensor:
         return super().nearest(latents)
-
-    def restart(
-        self, unused: list[torch.Tensor], z: torch.Tensor, generator: torch.Generator
-    ) -> list[tuple[str, torch.Tensor]]:
-        raise ValueError("frozen_codebook has no codewords that can be moved alone: use --restart_dead_codewords 0")
 
     def extra_repr(self) -> str:
         return (

@@ -27,6 +27,8 @@ class ConvTransform(Transform):
         mid_channels: channels between a network and its 1x1 convolution.
         image_mean: means to subtract from images in [0, 1] per channel; None to take [-1, 1] as it is.
         image_std: standard deviations that go with them.
+        norm_type: of the decoder. With `spatial` every norm sees the codes, as in MoVQ (Zheng et al., arXiv 2209.09002);
+            `mid_channels` must then be as many as codes have, and all widths multiples of 32, the groups of such norms.
 
     Raises:
         ValueError: if arguments do not fit each other.
@@ -45,6 +47,7 @@ class ConvTransform(Transform):
         mid_channels: int = 256,
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
+        norm_type: str = "group",
     ):
         super().__init__()
         self.block_out_channels = tuple(block_out_channels)
@@ -56,7 +59,16 @@ class ConvTransform(Transform):
             raise ValueError(
                 f"norm_num_groups ({norm_num_groups}) must divide block_out_channels ({block_out_channels})"
             )
+        if norm_type not in ("group", "spatial"):
+            raise ValueError(f"norm_type ({norm_type!r}) must be 'group' or 'spatial'")
+        if norm_type == "spatial" and any(width % 32 for width in self.block_out_channels):
+            raise ValueError(f"norm_type 'spatial' needs block_out_channels ({block_out_channels}) divisible by 32")
+        if norm_type == "spatial" and mid_channels != code_channels:
+            raise ValueError(
+                f"norm_type 'spatial' needs mid_channels ({mid_channels}) = channels of codes ({code_channels})"
+            )
         _check_image_statistics(image_mean, image_std, in_channels)
+        self.norm_type = norm_type
         self.image_mean, self.image_std = image_mean, image_std
         down = tuple("AttnDownEncoderBlock2D" if level in attention else "DownEncoderBlock2D" for level in levels)
         up = tuple("AttnUpDecoderBlock2D" if level in attention else "UpDecoderBlock2D" for level in reversed(levels))
@@ -69,7 +81,7 @@ class ConvTransform(Transform):
         self.encoder = Encoder(in_channels, mid_channels, down_block_types=down, double_z=False, **shared)
         self.quant_conv = nn.Conv2d(mid_channels, z_channels, 1)
         self.post_quant_conv = nn.Conv2d(code_channels, mid_channels, 1)
-        self.decoder = Decoder(mid_channels, in_channels, up_block_types=up, **shared)
+        self.decoder = Decoder(mid_channels, in_channels, up_block_types=up, norm_type=norm_type, **shared)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -90,7 +102,7 @@ class ConvTransform(Transform):
         return self.quant_conv(self.encoder(image))
 
     def synthesis(self, codes: torch.Tensor) -> torch.Tensor:
-        image = self.decoder(self.post_quant_conv(codes))
+        image = self.decoder(self.post_quant_conv(codes), codes if self.norm_type == "spatial" else None)
         if self.image_mean is not None:
             mean, std = self._statistics(image)
             image = (image * std + mean) * 2 - 1
