@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.support import assert_done, files_in, save
 
-COMMANDS = ("generate", "reconstruct", "encode", "decode", "info", "evaluate", "fit", "push")
+COMMANDS = ("generate", "reconstruct", "encode", "decode", "info", "evaluate", "fit", "convert-vae", "push")
 # Of each command: an unknown option, a missing argument, a value of a wrong kind, a value that the command refuses itself.
 WRONG = {
     "generate": [
@@ -28,6 +28,7 @@ WRONG = {
         ["folder", "-o", "a", "-p", "b", "--seed", "x"],
         ["folder", "-o", "a", "-p", "b"],
     ],
+    "convert-vae": [["--on"], ["vae"], ["vae", "folder"], ["vae", "folder", "-o", "a", "--method", "b"]],
     "push": [["--dry"], ["folder"], ["folder", "user/name", "--private=3"]],
 }
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "datasets", "matplotlib")
@@ -66,7 +67,7 @@ def test_help_and_wrong_usage_of_a_command_import_nothing_heavy(command):
 def test_help_names_every_command(pqdiff):
     result = pqdiff("--help")
     assert_done(result)
-    for command in ("reconstruct", "encode", "decode", "info", "evaluate", "fit", "generate", "push"):
+    for command in COMMANDS:
         assert command in result.out
 
 

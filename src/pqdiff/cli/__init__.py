@@ -10,7 +10,7 @@ import warnings
 import typer
 from safetensors import SafetensorError
 
-from pqdiff.cli import decode, encode, evaluate, fit, generate, info, push, reconstruct
+from pqdiff.cli import convert_vae, decode, encode, evaluate, fit, generate, info, push, reconstruct
 
 _INTERRUPTED = 130  # the exit code that typer gives to Ctrl-C
 
@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 for _command in (
     *(generate.generate, reconstruct.reconstruct, encode.encode, decode.decode),
-    *(info.info, evaluate.evaluate, fit.fit, push.push),
+    *(info.info, evaluate.evaluate, fit.fit, convert_vae.convert_vae, push.push),
 ):
     app.command()(_command)
 

@@ -32,6 +32,13 @@ def fit(
             min=0,
         ),
     ] = 0,
+    on_latents: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or Hub id of an AutoencoderKL: quantize its latents instead of pixels. The preset must have its F "
+            "and its latent channels."
+        ),
+    ] = None,
     scaling_exponent: Annotated[
         float, typer.Option(help="0 means one scale for all latent channels, 1 means unit variance for each.")
     ] = 0.0,
@@ -46,6 +53,8 @@ def fit(
     """Fit tokenizers to images in minutes, without a GPU and without gradients."""
     for name in preset:
         closed_form_config(name, hidden_channels, class_bases)  # wrong values stop the command before the work starts
+    if on_latents and (hidden_channels or class_bases or scaling_exponent):
+        raise ValueError("--on-latents has neither --hidden-channels, nor --class-bases, nor --scaling-exponent")
 
     from pqdiff.cli.library_messages import silence_libraries
     from pqdiff.cli.output import print_json, progress_bar
@@ -54,6 +63,7 @@ def fit(
     from pqdiff.data.images.crops import resize_to_cover
     from pqdiff.data.images.reading import to_tensor
     from pqdiff.fitting.closed_form import fit_closed_form
+    from pqdiff.fitting.gaussian_vae import fit_preset_on_latents
     from pqdiff.hub.closed_form_card import write_closed_form_card
     from pqdiff.models.fingerprint import fingerprint
 
@@ -71,12 +81,16 @@ def fit(
             )
             on_step = lambda stage, step, steps, name=name, show=show: show(f"{name}: {stage}", step, steps)  # noqa: E731
             shape = {"hidden_channels": hidden_channels, "class_bases": class_bases}
-            model = fit_closed_form(
-                images, name, **shape, scaling_exponent=scaling_exponent, seed=seed, on_step=on_step
-            )
+            if on_latents:
+                model = fit_preset_on_latents(on_latents, list(images), name, seed)
+            else:
+                model = fit_closed_form(
+                    images, name, **shape, scaling_exponent=scaling_exponent, seed=seed, on_step=on_step
+                )
             model.save_pretrained(temporary)
             command = f"pqdiff fit {Path(source).name} --preset {name} --resolution {resolution} --seed {seed}"
             command += f" --class-bases {class_bases}" * bool(class_bases)
+            command += f" --on-latents {Path(on_latents).name}" if on_latents else ""
             write_closed_form_card(model, temporary, folder.name, f"Fitted by `{command}`.", f'"{folder.name}"')
         fitted.append({"preset": name, "folder": str(folder), "fingerprint": fingerprint(model)})
     if json:

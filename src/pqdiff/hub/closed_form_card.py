@@ -15,6 +15,10 @@ _LIMITS = (
     "visible. It was not trained with a perceptual or adversarial loss. Perceptual metrics (rFID, LPIPS, CMMD) were not "
     "measured."
 )
+_LATENT_LIMITS = (
+    "The quantizer was fitted for squared error of the latents. The networks are those of the autoencoder, and so is the "
+    "license; they were not trained with it. Perceptual metrics (rFID, LPIPS, CMMD) were not measured."
+)
 _HIDDEN_LIMIT = (
     " Its codewords stand for more coefficients than the latents show. A little noise on the latents therefore selects "
     "other codewords: decode such latents softly, with `quantize` set to the size of the noise "
@@ -54,7 +58,8 @@ def write_closed_form_card(
         summary=_summary(model),
         training=training,
         evaluation=TokenizerEvaluation.from_file(metrics) if metrics else None,
-        limits=_LIMITS + (_HIDDEN_LIMIT if model.quantizer.code_channels > model.config.latent_channels else ""),
+        limits=(_LATENT_LIMITS if model.config.transform_type == "gaussian_vae" else _LIMITS)
+        + (_HIDDEN_LIMIT if model.quantizer.code_channels > model.config.latent_channels else ""),
         latents=latents,
         paper=paper
         and (
@@ -71,6 +76,11 @@ def write_closed_form_card(
 def _summary(model) -> str:
     """A paragraph on the kind of tokenizer."""
     kind = model.config.quantizer_type.replace("_", " ")
+    if model.config.transform_type == "gaussian_vae":
+        return (
+            f"The networks of an {model.config.transform_config['vae_class']} with a {kind} quantizer of its latents, "
+            f"fitted in closed form: {model.bits_per_pixel:g} bits per pixel."
+        )
     text = (
         f"An image tokenizer with {model.bits_per_pixel:g} bits per pixel, fitted in closed form: a linear transform of "
         f"patches and a {kind} quantizer."
