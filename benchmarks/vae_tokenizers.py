@@ -1,4 +1,4 @@
-"""Four ways to make a Gaussian autoencoder discrete, at equal bits: Gaussian Quant, TokenBridge, product quantization of its
+"""Ways to make a Gaussian autoencoder discrete, at equal bits: Gaussian Quant, TokenBridge, product quantization of its
 latents, and, for comparison, training a tokenizer with the same networks from the beginning.
 
     python -m benchmarks.vae_tokenizers --output benchmarks/results/vae_tokenizers.json
