@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -13,6 +14,7 @@ from tests.hub.hub_server import serve_hub
 from tests.hub.support import connect, refusal
 from tests.tiny import tiny_autoencoder
 
+OUTSIDE = Path(__file__)  # a file that is not in the folder
 UNET = "unet/diffusion_pytorch_model"
 
 
@@ -59,7 +61,20 @@ BREAKS = {
     "names no component": lambda folder: (folder / "model_index.json").write_text("{}"),
     "neither model_index.json nor config.json": lambda folder: (folder / "model_index.json").unlink(),
     "README.md has no valid metadata": lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"),
-    "samples/lora.safetensors is damaged": lambda folder: (folder / "samples/lora.safetensors").touch(),
+    "lora_weights.safetensors is damaged": lambda folder: (folder / "pytorch_lora_weights.safetensors").touch(),
+    "names '../other', which is no folder": lambda folder: edit(
+        folder / "model_index.json", **{"../other": ["a", "B"]}
+    ),
+    "samples/b.png is a link": lambda folder: (folder / "samples/b.png").symlink_to(OUTSIDE),
+    "notes is a link": lambda folder: (folder / "notes").symlink_to(OUTSIDE),
+    "home is a link": lambda folder: (folder / "home").symlink_to(OUTSIDE.parent),
+    "vae/a is a link": lambda folder: [(folder / "vae" / name).symlink_to(".") for name in "ab"],
+    "gone is a link": lambda folder: (folder / "gone").symlink_to("gone"),
+    "README.md is a link": lambda folder: [
+        (folder / ".env").write_text("secret"),
+        (folder / "README.md").unlink(),
+        (folder / "README.md").symlink_to(".env"),
+    ],
 }
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pqdiff.checkpoints import BUNDLED
 from pqdiff.cli.options import MODEL_HELP, Json, OutputFolder
 
 
@@ -14,7 +15,8 @@ def decode(
     ],
     output: OutputFolder,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help=MODEL_HELP + " Default: the one that is named in the file.")
+        str | None,
+        typer.Option("--model", "-m", help=MODEL_HELP + " Default: the shipped one that is named in the file."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -30,6 +32,8 @@ def decode(
     loaded, autoencoders = [(path, load_codes(path)) for path in codes], {}
     for path, code in loaded:
         name = model or code.model
+        if model is None and name not in BUNDLED:  # a file of a stranger must not choose what is loaded
+            raise ValueError(f"{path}: holds tokens of {name}, which does not ship with pqdiff: give it as --model")
         if name not in autoencoders:
             autoencoders[name] = load_tiled_autoencoder(name)
         _check_codes(path, code, name, autoencoders[name])

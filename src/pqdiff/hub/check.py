@@ -1,6 +1,5 @@
 """Checks a folder before it goes to the Hub. It reads configurations and headers, and loads no model."""
 
-import fnmatch
 import json
 import re
 from pathlib import Path
@@ -8,20 +7,17 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
+from pqdiff.hub.allow_list import split
+
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors")
 _VOCABULARY = ("tokenizer.json", "vocab.*", "*.model")
-# Pickles run code when they are read. The names of TensorBoard's event files contain the name of the machine.
-_LEFT_OUT = (
-    *(".*", "__pycache__", "checkpoint-*", "optimizer*", "random_states*", "events.out.tfevents*"),
-    *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.partial"),
-)
 
 
 def check_folder(folder: str | Path) -> tuple[list[str], list[str]]:
     """Files of a model or pipeline folder that go to the Hub, and those that do not.
 
-    Dot files, pickles, training checkpoints, states of optimizers and logs do not go to the Hub.
+    Only what is on the list of `pqdiff.hub.allow_list` goes. Links are not followed out of the folder.
 
     Args:
         folder: folder that `save_pretrained` of an `AutoencoderPQ` or of a pipeline wrote. It may hold other files too.
@@ -30,17 +26,18 @@ def check_folder(folder: str | Path) -> tuple[list[str], list[str]]:
         Relative paths of the files that go to the Hub, sorted, and of the files and whole folders that do not.
 
     Raises:
-        ValueError: in one line that names the folder, the file and the fault: a component of `model_index.json` has no
-            configuration or weights, a file of weights is damaged, cut short or not in its index, or the card cannot be
-            read.
+        ValueError: in one line that names the folder, the file and the fault: a link leads out of it, a component of
+            `model_index.json` has no configuration or weights, a file of weights is damaged, cut short or not in its
+            index, or the card cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"folder ({folder}) {'is a file' if folder.exists() else 'does not exist'}: give a folder")
     try:
-        for name, path, class_name in _components(folder):
+        components = _components(folder)
+        files, left_out = split(folder, [prefix[:-1] for prefix, _, _ in components])
+        for name, path, class_name in components:
             _check_component(name, path, class_name)
-        files, left_out = _split(folder)
         for file in files:
             if file.endswith(".safetensors"):
                 _tensor_names(folder / file, file)
@@ -75,6 +72,9 @@ def _components(folder: Path) -> list[tuple[str, Path, str]]:
         }
         if not pairs:
             raise ValueError("model_index.json names no component")
+        for name in pairs:
+            if Path(name).name != name:
+                raise ValueError(f"model_index.json names {name!r}, which is no folder of the pipeline")
         return [(f"{name}/", folder / name, str(pair[1])) for name, pair in pairs.items()]
     if not (folder / "config.json").is_file():
         empty = not any(folder.iterdir())
@@ -150,21 +150,3 @@ def _check_card(path: Path) -> None:
         ModelCard.load(path)
     except Exception as error:  # its type depends on the YAML library
         raise ValueError(f"README.md has no valid metadata ({' '.join(str(error).split())[:200]})") from None
-
-
-def _split(folder: Path) -> tuple[list[str], list[str]]:
-    """Files below `folder` that go to the Hub, and files and folders that do not."""
-    files, left_out = [], []
-
-    def walk(place: Path) -> None:
-        for path in sorted(place.iterdir()):
-            name = path.relative_to(folder).as_posix()
-            if any(fnmatch.fnmatch(path.name, pattern) for pattern in _LEFT_OUT):
-                left_out.append(name + "/" * path.is_dir())
-            elif path.is_dir():
-                walk(path)
-            elif path.is_file():
-                files.append(name)
-
-    walk(folder)
-    return sorted(files), left_out

@@ -1,6 +1,7 @@
 """Sends a model or a pipeline to the Hub in one commit, after everything was checked."""
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from pqdiff.hub.allow_list import VOCABULARIES
 from pqdiff.hub.cards import render_tokenizer_card
 from pqdiff.hub.check import check_folder, read_json
+from pqdiff.hub.local_paths import public_name, without_local_paths
 from pqdiff.hub.pipeline_cards import known_license, render_bare_card, render_pipeline_card
 from pqdiff.models.loading import load_tokenizer
 
@@ -51,8 +54,8 @@ def push_folder(
 ) -> PushResult:
     """Check a folder and send it to the Hub as one commit. The repository is made if it does not exist.
 
-    A folder without `README.md` gets a card with the facts that the folder shows. In a trainer's card, whose code loads
-    the run by its name, the repository takes the place of that name.
+    Paths of this machine in configurations stay here. A folder without `README.md` gets a card with the facts that the
+    folder shows. In a trainer's card, whose code loads the run by its name, the repository takes the place of that name.
 
     Args:
         folder: an `AutoencoderPQ` or a pipeline that `save_pretrained` wrote, optionally with `variant.yaml`, `samples/`,
@@ -74,8 +77,8 @@ def push_folder(
     files, left_out = check_folder(folder)
     made = "README.md" not in files
     card = (_make_card(folder, repo_id) if made else addressed((folder / "README.md").read_text(), repo_id)).encode()
-    files = [file for file in files if file != "README.md"]
-    sizes = sorted([*((file, (folder / file).stat().st_size) for file in files), ("README.md", len(card))])
+    contents = {file: _public_content(folder / file) for file in files} | {"README.md": card}
+    sizes = [(file, _size(content)) for file, content in sorted(contents.items())]
     api = HfApi(token=token)
     if dry_run:
         return PushResult(f"{api.endpoint}/{repo_id}", sizes, left_out, [])
@@ -87,13 +90,32 @@ def push_folder(
                 "or push without private"
             )
         removed = _stale(files, api.list_repo_files(repo_id))
-        additions = [CommitOperationAdd(file, str(folder / file)) for file in files]
-        additions.append(CommitOperationAdd("README.md", card))
+        additions = [CommitOperationAdd(file, content) for file, content in contents.items()]
         deletions = [CommitOperationDelete(file) for file in removed]
         api.create_commit(repo_id, [*additions, *deletions], commit_message=commit_message)
     if made:
         (folder / "README.md").write_bytes(card)
     return PushResult(str(url), sizes, left_out, removed)
+
+
+def _public_content(path: Path) -> str | bytes:
+    """Path of a file; if it is a configuration with paths of this machine, what it holds without them."""
+    if path.name == "variant.yaml":
+        content, write = _read_variant(path), functools.partial(yaml.safe_dump, sort_keys=False)
+        public = {
+            **without_local_paths(content),
+            **{key: public_name(content[key]) for key in ("base", "autoencoder") if key in content},
+        }
+    elif path.suffix == ".json" and path.name not in VOCABULARIES:
+        content, write = read_json(path, path.name), functools.partial(json.dumps, indent=2)
+        public = without_local_paths(content)
+    else:
+        return str(path)
+    return str(path) if public == content else write(public).encode()
+
+
+def _size(content: str | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else Path(content).stat().st_size
 
 
 def addressed(card: str, repo_id: str) -> str:
