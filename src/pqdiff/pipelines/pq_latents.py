@@ -18,6 +18,7 @@ from pqdiff.models.autoencoder_pq import AutoencoderPQ
 from pqdiff.models.checks import check_quantize
 from pqdiff.pipelines.checks import check_fit
 from pqdiff.pipelines.conversion import convert_stable_diffusion
+from pqdiff.pipelines.schedulers import fit_latents
 
 # Noise level of soft snapping where a pipeline does not say it: what serves the tiny suite and images with noise best
 # (benchmarks/results/tiny_suite.json, latent_stats.json).
@@ -80,6 +81,12 @@ class PQLatentsMixin:
             self.image_processor = VaeImageProcessor(
                 vae_scale_factor=self.vae_scale_factor, vae_latent_channels=vae.config.latent_channels
             )
+
+    def __setattr__(self, name: str, value) -> None:
+        # Stock pipelines look at the scheduler only when they are built.
+        if name == "scheduler" and value is not None:
+            fit_latents(value)
+        super().__setattr__(name, value)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
