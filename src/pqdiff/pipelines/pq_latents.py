@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from os import PathLike
 
@@ -132,6 +133,25 @@ class PQLatentsMixin:
             cls, cls._stock_class, base, autoencoder, pq_variant, init, torch_dtype, conv_in_map, **kwargs
         )
 
+    def _checked_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width of images in pixels, each by default that of the UNet.
+
+        Raises:
+            ValueError: if latents cannot have this size: stock pipelines then generate a smaller image.
+        """
+        sample = self.unet.config.sample_size
+        rows, columns = sample if isinstance(sample, (list, tuple)) else (sample, sample)
+        factor = self.vae_scale_factor
+        multiple = math.lcm(8, factor)  # 8: what stock pipelines demand
+        sizes = {"height": height or rows * factor, "width": width or columns * factor}
+        for side, length in sizes.items():
+            if length < 1 or length % multiple:
+                raise ValueError(
+                    f"{side} ({length}) must be a positive multiple of {multiple} pixels for an autoencoder with "
+                    f"F = {factor}: take {max(1, length // multiple) * multiple} or {(length // multiple + 1) * multiple}"
+                )
+        return sizes["height"], sizes["width"]
+
     def _images(
         self, latents: torch.Tensor, output_type: str, return_dict: bool, generator, quantize_latents: bool | float
     ) -> StableDiffusionPipelineOutput | tuple:
@@ -214,6 +234,9 @@ def with_quantize_latents(stock_call: Callable) -> Callable:
     @torch.no_grad()
     def __call__(self, *args, quantize_latents: bool | float | None = None, **kwargs):
         way = self._checked_quantize(quantize_latents)
+        given = stock.bind_partial(self, *args, **kwargs).arguments
+        if given.get("height") or given.get("width"):
+            self._checked_size(given.get("height"), given.get("width"))
         if not self._shift and (way is True or not self._has_codewords):
             return stock_call(self, *args, **kwargs)  # AutoencoderPQ snaps by itself
         call = stock.bind(self, *args, **kwargs)
