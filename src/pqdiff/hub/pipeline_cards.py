@@ -17,8 +17,8 @@ from pqdiff.hub.cards import sizes_text
 from pqdiff.hub.check import read_json
 from pqdiff.hub.measured import eval_results, measured_on, metric_rows
 from pqdiff.models import AutoencoderPQ
+from pqdiff.pipelines.lora import LORA_WEIGHTS
 
-LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # the name that diffusers saves and loads
 _TEMPLATE = Path(__file__).parent / "pipeline_card.md.jinja"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TRAINING = ("steps", "dataset", "batch_size", "stages", "hours", "hardware", "dataset_id", "note")

@@ -12,6 +12,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils import logging
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from pqdiff.adaptation.variants import Variant
@@ -19,7 +20,10 @@ from pqdiff.models.autoencoder_pq import AutoencoderPQ
 from pqdiff.models.checks import check_quantize
 from pqdiff.pipelines.checks import check_fit
 from pqdiff.pipelines.conversion import convert_stable_diffusion
+from pqdiff.pipelines.lora import lora_weights, refuse_lora_layers
 from pqdiff.pipelines.schedulers import fit_latents
+
+logger = logging.get_logger(__name__)
 
 # Noise level of soft snapping where a pipeline does not say it: what serves the tiny suite and images with noise best
 # (benchmarks/results/tiny_suite.json, latent_stats.json).
@@ -92,10 +96,26 @@ class PQLatentsMixin:
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         """As the stock method, but without `torch_dtype` all models are float32: transformers would keep the text
-        encoder in the precision of its file, and half of it does not go with the rest."""
+        encoder in the precision of its file, and half of it does not go with the rest. LoRA layers beside the models are
+        reported; `load_lora_weights` loads them."""
         if not kwargs.keys() & {"torch_dtype", "dtype"}:
             kwargs["torch_dtype"] = torch.float32
-        return super().from_pretrained(*args, **kwargs)
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        pipeline = super().from_pretrained(*args, **kwargs)
+        if lora_weights(source, **kwargs):
+            logger.warning(
+                f"{source} has LoRA layers, which are not loaded yet: call load_lora_weights({str(source)!r})"
+            )
+        return pipeline
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As the stock method.
+
+        Raises:
+            ValueError: if a model has LoRA layers, with what to do.
+        """
+        refuse_lora_layers(self)
+        super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_stable_diffusion(
