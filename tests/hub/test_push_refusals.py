@@ -173,6 +173,22 @@ def test_offline_mode_is_one_line(hub, exported, monkeypatch):
     assert hub.requests == []
 
 
+@pytest.mark.parametrize("token", ["hf_secret\u2026", "hf_secret\x00", "hf_secret one", "hf_secret\nX: y"])
+def test_a_token_with_a_stray_character_is_not_shown(hub, exported, monkeypatch, token):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "/no/such/file")
+    with pytest.raises((ValueError, OSError)) as error:
+        push_folder(exported, "user/pipe", token=token)
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_password_in_the_address_of_the_hub_is_not_shown(hub, exported, monkeypatch, tmp_path):
+    connect(monkeypatch, hub.address.replace("://", "://user:secret@"), "token of user", tmp_path)
+    assert "secret" not in push_folder(exported, "user/pipe", dry_run=True).url
+    hub.fails = True
+    assert "secret" not in refusal(ConnectionError, exported)
+
+
 def test_a_hub_that_fails_is_one_line(hub, exported):
     hub.fails = True
     assert "503" in refusal(ConnectionError, exported)

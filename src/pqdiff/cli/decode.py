@@ -23,7 +23,7 @@ def decode(
     """Turn files of tokens back into images. They have the same pixels as those of `pqdiff reconstruct`."""
     from pqdiff.cli.image_files import save_image, unique_names
     from pqdiff.cli.library_messages import silence_libraries
-    from pqdiff.cli.output import print_json, progress_bar
+    from pqdiff.cli.output import print_json, print_lines, progress_bar
     from pqdiff.cli.tiled_tokenizer import decode_pixels, load_tiled_autoencoder
     from pqdiff.data.cache.image_codes import load_codes
     from pqdiff.data.images.reading import to_image
@@ -48,7 +48,7 @@ def decode(
     if json:
         print_json({"results": rows})
     else:
-        print("\n".join(["Written:", *(f"  {row['file']}" for row in rows)]))
+        print_lines("Written:", *(f"  {row['file']}" for row in rows))
 
 
 def _check_codes(path: Path, code, name: str, autoencoder) -> None:

@@ -48,7 +48,7 @@ def fit(
         closed_form_config(name, hidden_channels, class_bases)  # wrong values stop the command before the work starts
 
     from pqdiff.cli.library_messages import silence_libraries
-    from pqdiff.cli.output import print_json, progress_bar
+    from pqdiff.cli.output import print_json, print_lines, progress_bar
     from pqdiff.data.captions.captioned import iterate_images
     from pqdiff.data.files import atomic_folder, check_new_folder
     from pqdiff.data.images.crops import resize_to_cover
@@ -82,4 +82,4 @@ def fit(
     if json:
         print_json({"fitted": fitted})
     else:
-        print("\n".join(["Written:", *(f"  {row['folder']}" for row in fitted)]))
+        print_lines("Written:", *(f"  {row['folder']}" for row in fitted))

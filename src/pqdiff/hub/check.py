@@ -1,13 +1,14 @@
 """Checks a folder before it goes to the Hub. It reads configurations and headers, and loads no model."""
 
-import json
 import re
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
+from pqdiff.clean_text import one_line
 from pqdiff.hub.allow_list import split
+from pqdiff.json_text import read_json
 
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors")
@@ -46,19 +47,6 @@ def check_folder(folder: str | Path) -> tuple[list[str], list[str]]:
     except ValueError as error:
         raise ValueError(f"folder ({folder}) cannot be pushed: {error}") from None
     return files, left_out
-
-
-def read_json(path: Path, name: str) -> dict:
-    """The object that a JSON file holds; a ValueError that calls the file `name` if there is none."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{name} is missing") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{name} cannot be read ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} must hold a JSON object, holds a {type(content).__name__}")
-    return content
 
 
 def _components(folder: Path) -> list[tuple[str, Path, str]]:
@@ -142,11 +130,11 @@ def _tensor_names(path: Path, name: str) -> set[str]:
         with safe_open(path, framework="numpy") as file:
             return set(file.keys())
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{name} is damaged or cut short ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{name} is damaged or cut short ({one_line(error)})") from None
 
 
 def _check_card(path: Path) -> None:
     try:
         ModelCard.load(path)
     except Exception as error:  # its type depends on the YAML library
-        raise ValueError(f"README.md has no valid metadata ({' '.join(str(error).split())[:200]})") from None
+        raise ValueError(f"README.md has no valid metadata ({one_line(error)[:200]})") from None

@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from pqdiff.hub.check import check_folder, read_json
+from pqdiff.hub.check import check_folder
 from pqdiff.hub.local_paths import forget_local_paths
+from pqdiff.json_text import read_json
 from pqdiff.pipelines.lora import refuse_lora_layers
 
 FP16 = "fp16"

@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from pqdiff.hub.allow_list import VOCABULARIES
+from pqdiff.json_text import parse_json
 
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)?")
 # At least two folders deep: a special token of a vocabulary may begin with a slash.
@@ -40,7 +41,7 @@ def forget_local_paths(folder: str | Path) -> None:
     for path in Path(folder).rglob("*.json"):
         if path.name in VOCABULARIES:
             continue
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_bytes())
         public = without_local_paths(content)
         if public != content:
             path.write_text(json.dumps(public, indent=2) + "\n")

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from pqdiff.checkpoints import BUNDLED, BUNDLED_PIPELINES, bundled
-from pqdiff.hub.check import read_json
+from pqdiff.clean_text import one_line
+from pqdiff.json_text import read_json
 from pqdiff.pipelines import PQStableDiffusionPipeline
 from pqdiff.pipelines.conversion import check_not_removed
 from pqdiff.pipelines.lora import lora_weights
@@ -45,7 +46,7 @@ def load_pipeline(source: str, dtype: torch.dtype = torch.float32) -> PQStableDi
             pipeline.load_lora_weights(layers.parent, weight_name=layers.name)
         return pipeline
     except Exception as error:  # its type depends on the library that reads the broken file
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise ValueError(f"model ({source}) cannot be loaded: {reason[:300]}") from None
 
 

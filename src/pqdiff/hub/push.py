@@ -13,11 +13,13 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from pqdiff.clean_text import clean, one_line
 from pqdiff.hub.allow_list import VOCABULARIES
 from pqdiff.hub.cards import render_tokenizer_card
-from pqdiff.hub.check import check_folder, read_json
+from pqdiff.hub.check import check_folder
 from pqdiff.hub.local_paths import public_name, without_local_paths
 from pqdiff.hub.pipeline_cards import known_license, render_bare_card, render_pipeline_card
+from pqdiff.json_text import read_json
 from pqdiff.models.loading import load_tokenizer
 
 # Failures of the connection. huggingface_hub uses requests, httpx or httpx2, depending on its version, and its own error
@@ -81,7 +83,7 @@ def push_folder(
     sizes = [(file, _size(content)) for file, content in sorted(contents.items())]
     api = HfApi(token=token)
     if dry_run:
-        return PushResult(f"{api.endpoint}/{repo_id}", sizes, left_out, [])
+        return PushResult(clean(f"{api.endpoint}/{repo_id}"), sizes, left_out, [])
     with _one_line(repo_id, token):
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.model_info(repo_id).private:
@@ -95,7 +97,7 @@ def push_folder(
         api.create_commit(repo_id, [*additions, *deletions], commit_message=commit_message)
     if made:
         (folder / "README.md").write_bytes(card)
-    return PushResult(str(url), sizes, left_out, removed)
+    return PushResult(clean(url), sizes, left_out, removed)
 
 
 def _public_content(path: Path) -> str | bytes:
@@ -184,7 +186,7 @@ def _read_variant(path: Path) -> dict:
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{path} cannot be read ({one_line(error)})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold the keys of a variant, holds {content!r}")
     return content
@@ -201,7 +203,7 @@ def _one_line(repo_id: str, token: str | None) -> Iterator[None]:
             chain.append(chain[-1].__cause__)  # uploads wrap the original error
         answer = next((cause for cause in chain if isinstance(cause, HfHubHTTPError)), None)
         lost = next((cause for cause in chain if isinstance(cause, _NO_CONNECTION)), None)
-        reason = " ".join(str(getattr(answer, "server_message", None) or answer or lost or error).split())[:300]
+        reason = one_line(getattr(answer, "server_message", None) or answer or lost or error)[:300]
         if answer is not None:
             raise _refusal(answer.response.status_code, reason, repo_id, token) from None
         if isinstance(lost, OSError) and lost.filename:
