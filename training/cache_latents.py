@@ -30,6 +30,7 @@ from pqdiff.data.images.crops import cut, plan_crops
 from pqdiff.data.images.lazy_image import LazyImage
 from pqdiff.data.images.reading import normalize, to_tensor
 from pqdiff.devices import choose_device
+from pqdiff.hub.local_paths import public_name
 from pqdiff.models.fingerprint import fingerprint
 from pqdiff.models.loading import load_autoencoder
 from pqdiff.training.samples import latents_of
@@ -103,7 +104,7 @@ def main(argv=None) -> None:
     writer = LatentCacheWriter(
         args.output,
         kind=kind,
-        autoencoder_name=args.autoencoder,
+        autoencoder_name=public_name(args.autoencoder),
         fingerprint=fingerprint(autoencoder),
         resolution=args.resolution,
         samples_per_shard=args.samples_per_shard,

@@ -117,6 +117,9 @@ def bad_model(kind, folder, whole):
         tensors = load_file(weights)
         del tensors["transform.analysis_conv.bias"]  # which a convolution can also do without
         save_file(tensors, weights)
+    elif kind == "weights of nan":
+        tensors = load_file(weights)
+        save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in tensors.items()}, weights)
     elif kind == "foreign weights":
         save_file({"another": torch.zeros(3)}, weights)
     return path
@@ -125,7 +128,7 @@ def bad_model(kind, folder, whole):
 BAD_MODELS = (
     *("missing", "image", "empty folder", "another class", "no class", "list", "cut config", "wrong config"),
     *("another size", "no config", "no weights", "cut weights", "corrupt weights", "foreign weights"),
-    "a tensor missing",
+    *("a tensor missing", "weights of nan"),
 )
 
 

@@ -24,6 +24,7 @@ def test_encode_packs_tokens_to_the_promised_rate(tmp_path, pqdiff, f8):
     with torch.no_grad():
         assert torch.equal(codes.indices, model.encode_to_indices(normalize(to_tensor(load_image(original))[None]))[0])
     assert (codes.height, codes.width, codes.fingerprint) == (40, 56, fingerprint(model))
+    assert codes.model == f8.name  # no folder of this machine
 
 
 def test_encode_and_decode_print_what_they_wrote(tmp_path, pqdiff, f8):
@@ -32,6 +33,6 @@ def test_encode_and_decode_print_what_they_wrote(tmp_path, pqdiff, f8):
     assert_done(result)
     assert str(64 * 2 * 3 * 9 // 8) in result.out
     codes = sorted((tmp_path / "codes").iterdir())
-    result = pqdiff("decode", *codes, "-o", tmp_path / "out")
+    result = pqdiff("decode", *codes, "-o", tmp_path / "out", "-m", f8)
     assert_done(result)
     assert result.out.splitlines() == ["Written:", *(f"  {tmp_path / 'out' / name}" for name in ("a.png", "b.png"))]

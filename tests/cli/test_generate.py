@@ -18,6 +18,7 @@ from pqdiff import PQStableDiffusionPipeline
 from pqdiff.cli.scene_verdicts import EXAMPLE
 from pqdiff.data.scenes.captions import parse_caption
 from pqdiff.data.scenes.tokenizer import build_scene_tokenizer
+from pqdiff.hub.pipelines import load_pipeline
 from tests.cli.support import assert_done, files_in, pixels_of
 from tests.hub.hub_server import serve
 from tests.tiny import SIDE, tiny_base_pipeline, tiny_components, tiny_text_encoder
@@ -143,6 +144,22 @@ def test_every_scheduler_generates(name, pqdiff, letters, loaded, tmp_path):
         )
         other.set_progress_bar_config(disable=True)
         assert np.array_equal(found, generated(other, FOX, 0, num_inference_steps=3))
+
+
+def test_a_scheduler_that_clips_by_default_changes_no_color(pqdiff, tmp_path):
+    pipeline = load_pipeline("tiny-precise")
+    keys = ("beta_start", "beta_end", "beta_schedule", "prediction_type", "timestep_spacing", "rescale_betas_zero_snr")
+    own = {key: pipeline.scheduler.config[key] for key in keys}
+    pipeline.scheduler = EulerDiscreteScheduler(**own)  # this class does not have clip_sample
+    pipeline.save_pretrained(tmp_path / "euler")
+    found = {}
+    for model in ("tiny-precise", tmp_path / "euler"):
+        options = ["-n", 1, "--steps", 8, "--scheduler", "ddim", "-m", model, "-o", tmp_path / "out"]
+        assert_done(pqdiff("generate", CIRCLE, *options))
+        (path,) = (tmp_path / "out").glob("1-*.png")
+        found[model] = pixels_of(path)
+    first, second = found.values()
+    assert np.abs(first - second).mean() < 2, np.abs(first - second).mean()
 
 
 def test_comparison_has_a_column_and_the_seconds_of_each_model(pqdiff, pipelines, tmp_path):

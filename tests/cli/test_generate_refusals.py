@@ -182,3 +182,8 @@ def test_the_name_of_a_shipped_tokenizer(refused):
 @pytest.mark.parametrize("name", ["precise", "hr"])
 def test_a_short_name_of_a_shipped_pipeline(name, refused):
     refused(f"did you mean 'tiny-{name}'?", FOX, "-m", name)
+
+
+@pytest.mark.parametrize("arguments", [["a \udcff cat"], ["a", "--negative", "\ud800"]])
+def test_text_that_is_not_utf8_is_refused(pqdiff, tmp_path, arguments):
+    assert_refused(pqdiff("generate", *arguments, "-o", tmp_path / "out.png"), "is not UTF-8 text", tmp_path)

@@ -58,6 +58,18 @@ def test_facts_are_those_of_the_model(model):
     assert "product-quantization" in data.tags
 
 
+def test_names_with_line_breaks_add_no_headings(model):
+    evil = "a\n\n# evil\n\n```\n"
+    evaluation = TokenizerEvaluation(1, evil, 32, {evil: 1.0})
+    words = {**dict.fromkeys(WORDS, evil), "license": "mit"}
+    text = render_tokenizer_card(model, evaluation=evaluation, paper=evil, **words).content
+    assert [line for line in text.splitlines() if line.startswith(("# ", "```"))] == [
+        "# a # evil ```",
+        "```python",
+        "```",
+    ]
+
+
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [

@@ -64,6 +64,20 @@ def test_the_first_line_says_how_long_it_was_trained_and_on_what(saved):
     assert first_line(render(saved, training="Not trained at all.")) == "Not trained at all."
 
 
+def test_names_with_line_breaks_add_no_headings(saved):
+    evil = "a\n\n# evil\n\n```\n"
+    metrics = {"data": evil, "num_prompts": 3, "protocol": {evil: evil}, "metrics": {evil: 0.5}}
+    training = {"steps": 1, "dataset": evil, "batch_size": 1, "hardware": evil, "note": evil}
+    options = {"name": evil, "variant": {"name": evil}, "training": training, "metrics": metrics, "limits": evil}
+    text = render(saved, base_model=f"/home/me/{evil}", license="mit", **options)
+    assert [line for line in text.splitlines() if line.startswith(("# ", "```"))] == [
+        "# a # evil ```",
+        "```python",
+        "```",
+    ]
+    assert "\n# evil" not in text
+
+
 def test_hours_machine_notes_and_stages_are_told(saved):
     stage = {"resolution": 384, "steps": 20_000, "learning_rate": 8e-5, "trainable": "projections"}
     further = {"hours": 1.25, "hardware": "two CPU cores", "note": "From seed 0.", "stages": [stage]}

@@ -3,6 +3,9 @@
 The Hub is a stand-in on this machine.
 """
 
+import json
+import os
+
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -118,26 +121,49 @@ def test_a_dry_run_lists_what_a_push_sends(hub, folder):
 def test_private_and_unfinished_things_stay_here(hub, folder):
     before = tree(folder)
     secrets = (
-        ".env",
-        ".cache/token",
-        "checkpoint-00000100/model.safetensors",
-        "optimizer.safetensors",
-        "optimizer_1.json",
-        "random_states_0.pkl",
-        "weights.pt",
-        "unet/diffusion_pytorch_model.bin",
-        "vae/old.ckpt",
-        "logs/events.out.tfevents.1.machine.2",
-        "__pycache__/a.pyc",
+        *(".env", ".cache/token", "id_rsa", "secrets.json", "key.pem", "evil.py", "x.joblib", "MODEL.BIN", "a.log"),
+        *("unet/id_rsa", "unet/secrets.json", "unet/evil.py", "unet/x_config.json", "tokenizer/token", "photo.png"),
+        *("wandb/a.json", "wandb/config.json", "extra/unet/config.json", "samples/id_rsa", "samples/.a.png"),
+        *("checkpoint-00000100/model.safetensors", "optimizer.safetensors", "optimizer_1.json", "LICENSE.key"),
+        *("random_states_0.pkl", "weights.pt", "unet/diffusion_pytorch_model.bin", "vae/old.ckpt"),
+        *("logs/events.out.tfevents.1.machine.2", "__pycache__/a.pyc", "samples/\udcff.png"),
     )
     for name in secrets:
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_bytes(b"secret")
+    os.mkfifo(folder / "LICENSE")  # which would never end
     result = push_folder(folder, "user/pipe")
     assert hub.repositories["user/pipe"].files == before
     assert b"secret" not in b"".join(hub.uploads.values())
-    assert {"checkpoint-00000100/", ".env", "unet/diffusion_pytorch_model.bin"} <= set(result.left_out)
-    assert len(result.left_out) == len(secrets)
+    assert {"checkpoint-00000100/", "wandb/", "unet/diffusion_pytorch_model.bin"} <= set(result.left_out)
+    assert len(result.left_out) == len(secrets)  # of wandb/ the folder, and the pipe
+
+
+def test_what_the_card_shows_and_links_to_what_goes_anyway_are_sent(hub, folder):
+    (folder / "plots").mkdir()
+    for name in ("shown.png", "private.png"):
+        (folder / "plots" / name).write_bytes(b"an image")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# pipe\n\n![a](plots/shown.png)\n")
+    (folder / "samples" / "b.png").symlink_to("a.png")
+    result = push_folder(folder, "user/pipe")
+    assert result.left_out == ["plots/private.png"]
+    assert hub.repositories["user/pipe"].files["samples/b.png"] == (folder / "samples" / "a.png").read_bytes()
+
+
+def test_paths_of_this_machine_stay_here(hub, folder):
+    for name in ("model_index.json", "unet/config.json", "tokenizer/tokenizer_config.json"):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, "_name_or_path": "/my/home/unet", "tokenizer_file": "../a"}))
+    (folder / "metrics.json").write_text('{"metrics": {"right": 0.5}, "data": "/my/home/photos"}')
+    (folder / "variant.yaml").write_text("name: tiny\nbase: /my/home/base\n")
+    before = tree(folder)
+    result = push_folder(folder, "user/pipe")
+    files = hub.repositories["user/pipe"].files
+    assert not [name for name, content in files.items() if b"/my/home" in content or b"../a" in content]
+    assert files.keys() == before.keys()
+    assert json.loads(files["unet/config.json"])["in_channels"]
+    assert result.files == sorted((name, len(content)) for name, content in files.items())
+    assert tree(folder) == before
 
 
 # A second push.

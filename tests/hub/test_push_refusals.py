@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -13,6 +14,7 @@ from tests.hub.hub_server import serve_hub
 from tests.hub.support import connect, refusal
 from tests.tiny import tiny_autoencoder
 
+OUTSIDE = Path(__file__)  # a file that is not in the folder
 UNET = "unet/diffusion_pytorch_model"
 
 
@@ -59,7 +61,20 @@ BREAKS = {
     "names no component": lambda folder: (folder / "model_index.json").write_text("{}"),
     "neither model_index.json nor config.json": lambda folder: (folder / "model_index.json").unlink(),
     "README.md has no valid metadata": lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"),
-    "samples/lora.safetensors is damaged": lambda folder: (folder / "samples/lora.safetensors").touch(),
+    "lora_weights.safetensors is damaged": lambda folder: (folder / "pytorch_lora_weights.safetensors").touch(),
+    "names '../other', which is no folder": lambda folder: edit(
+        folder / "model_index.json", **{"../other": ["a", "B"]}
+    ),
+    "samples/b.png is a link": lambda folder: (folder / "samples/b.png").symlink_to(OUTSIDE),
+    "notes is a link": lambda folder: (folder / "notes").symlink_to(OUTSIDE),
+    "home is a link": lambda folder: (folder / "home").symlink_to(OUTSIDE.parent),
+    "vae/a is a link": lambda folder: [(folder / "vae" / name).symlink_to(".") for name in "ab"],
+    "gone is a link": lambda folder: (folder / "gone").symlink_to("gone"),
+    "README.md is a link": lambda folder: [
+        (folder / ".env").write_text("secret"),
+        (folder / "README.md").unlink(),
+        (folder / "README.md").symlink_to(".env"),
+    ],
 }
 
 
@@ -156,6 +171,22 @@ def test_offline_mode_is_one_line(hub, exported, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "cannot be reached" in refusal(ConnectionError, exported)
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("token", ["hf_secret\u2026", "hf_secret\x00", "hf_secret one", "hf_secret\nX: y"])
+def test_a_token_with_a_stray_character_is_not_shown(hub, exported, monkeypatch, token):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "/no/such/file")
+    with pytest.raises((ValueError, OSError)) as error:
+        push_folder(exported, "user/pipe", token=token)
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_password_in_the_address_of_the_hub_is_not_shown(hub, exported, monkeypatch, tmp_path):
+    connect(monkeypatch, hub.address.replace("://", "://user:secret@"), "token of user", tmp_path)
+    assert "secret" not in push_folder(exported, "user/pipe", dry_run=True).url
+    hub.fails = True
+    assert "secret" not in refusal(ConnectionError, exported)
 
 
 def test_a_hub_that_fails_is_one_line(hub, exported):

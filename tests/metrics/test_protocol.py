@@ -116,3 +116,10 @@ def test_an_evaluation_measures_8_bit_crops_and_says_how():
 def test_an_evaluation_needs_images():
     with pytest.raises(ValueError, match="images is empty: give at least one image"):
         evaluate_reconstruction(tiny_autoencoder(), [])
+
+
+def test_a_model_of_nan_is_no_evaluation():
+    model = tiny_autoencoder()
+    model.last_layer.data[0] = torch.nan
+    with pytest.raises(ValueError, match="values that are not finite"):
+        evaluate_reconstruction(model, [to_image(batch(1)[0][0])], 16)

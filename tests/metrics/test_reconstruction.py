@@ -1,5 +1,6 @@
 """PSNR against its formula in float64, SSIM against scikit-image, and both against torchmetrics."""
 
+import math
 from functools import partial
 
 import numpy as np
@@ -209,3 +210,27 @@ def test_a_perceptual_distance_gets_images_from_minus_one_to_one_and_stays_out_o
     assert measure(metric, (preds, target)) == pytest.approx(float(expected.detach()), rel=1e-4)
     assert not metric.total.requires_grad
     assert not list(ImageDistance(network).parameters())
+
+
+@pytest.mark.parametrize("make", METRICS)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.int16, torch.int8, torch.uint16, torch.bool])
+def test_integers_other_than_uint8_are_refused(make, dtype):
+    preds, target = (image.to(dtype) for image in pair((1, 3, 16, 16)))
+    with pytest.raises(ValueError, match=rf"preds \({dtype}\) must be uint8 from 0 to 255, or floating point"):
+        make().update(preds, target)
+
+
+@pytest.mark.parametrize("make", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize(("scale", "shift"), [(255, 0), (2, -1), (math.inf, 0)])
+def test_floating_point_out_of_range_is_refused(make, dtype, scale, shift):
+    preds, target = (image.to(dtype) / 255 for image in pair((1, 3, 16, 16)))
+    with pytest.raises(ValueError, match=r"target with values from .* must be floating point in \[0, 1\]"):
+        make().update(preds, target * scale + shift)
+
+
+@pytest.mark.parametrize("make", METRICS)
+def test_nan_is_no_number(make):
+    preds, target = (image / 255 for image in pair((1, 3, 16, 16)))
+    preds[0, 0, 3, 3] = math.nan
+    assert math.isnan(measure(make(), (preds, target)))

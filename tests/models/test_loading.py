@@ -106,3 +106,13 @@ def add(folder, name: str) -> None:
 def configure(folder, **changes) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(folder, value):
+    weights = load_file(folder / WEIGHTS)
+    for name in ("transform.decoder.conv_out.weight", "quantizer.codebooks"):
+        damaged = {**weights, name: weights[name].clone()}
+        damaged[name].view(-1)[3] = value
+        save_file(damaged, folder / WEIGHTS)
+        assert f"not finite: {name}" in message(load_tokenizer, folder)

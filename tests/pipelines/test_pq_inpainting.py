@@ -111,8 +111,21 @@ def test_sizes_are_those_asked_for_or_those_of_the_unet(pipe):
     assert paint(pipe).shape == (1, 3, SIDE, SIDE)
     wide = {"image": random_image(1, SIDE, 2 * SIDE), "mask_image": left_half().resize((2 * SIDE, SIDE))}
     assert paint(pipe, height=SIDE, width=2 * SIDE, **wide).shape == (1, 3, SIDE, 2 * SIDE)
-    with pytest.raises(ValueError, match="33"):
+    with pytest.raises(ValueError, match=r"height \(33\) must be a positive multiple of 8 "):
         paint(pipe, height=33, width=SIDE)
+    pipe.unet.register_to_config(sample_size=[SIDE // FACTOR, SIDE // 2 // FACTOR])
+    assert paint(pipe).shape == (1, 3, SIDE, SIDE // 2)
+    pipe.unet.register_to_config(sample_size=SIDE // FACTOR)
+
+
+def test_every_position_that_a_thin_mask_touches_is_painted():
+    pipe = build_inpainting(False)
+    pixels = np.zeros((SIDE, SIDE), dtype=np.uint8)
+    pixels[:, 7] = pixels[21, :] = pixels[3, 29] = 255  # odd: not the pixels at which the stock pipeline looks
+    latents = paint(pipe, mask_image=Image.fromarray(pixels), output_type="latent")
+    changed = (latents - encoded(pipe, random_image())).abs().amax(dim=(0, 1)) > 1e-3
+    cells = pixels.reshape(SIDE // FACTOR, FACTOR, SIDE // FACTOR, FACTOR).max(axis=(1, 3)) > 0
+    assert np.array_equal(changed.numpy(), cells)
 
 
 @pytest.mark.parametrize("quantize_latents", [True, False])

@@ -1,5 +1,6 @@
 """What the pipelines on product-quantized latents promise by themselves, with tiny real components."""
 
+import functools
 import inspect
 
 import numpy as np
@@ -20,6 +21,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 import pqdiff
 from pqdiff import PQStableDiffusionImg2ImgPipeline, PQStableDiffusionInpaintPipeline, PQStableDiffusionPipeline
+from pqdiff.checkpoints import bundled
 from pqdiff.pipelines.pq_latents import DEFAULT_NOISE
 from tests.pipelines.support import PROMPT, STEPS, assert_different, build, paint, seeded
 from tests.tiny import BASE_CHANNELS, FACTOR, PQ_CHANNELS, SIDE, tiny_autoencoder, tiny_kl_autoencoder, tiny_unet
@@ -255,3 +257,18 @@ def test_a_folder_loads_without_some_of_its_components(text_to_image, tmp_path):
     loaded.vae_scale_factor = FACTOR  # without an autoencoder diffusers takes it to be 8
     latents = paint(loaded, None, prompt_embeds=prompt_embeds, negative_prompt_embeds=negative, **call)
     torch.testing.assert_close(latents, paint(text_to_image, **call))
+
+
+@pytest.mark.parametrize("sides", [(72, 72), (64, 72), (None, 8), (8, None), (-64, 64)])
+@pytest.mark.parametrize("kind", [PQStableDiffusionPipeline, PQStableDiffusionInpaintPipeline])
+def test_a_size_that_latents_cannot_have_is_refused_with_the_divisor(kind, sides):
+    pipe = load_tiny_quick(kind)
+    images = {"image": Image.new("RGB", (64, 64)), "mask_image": Image.new("L", (64, 64), 255)}
+    call = images if kind is PQStableDiffusionInpaintPipeline else {}
+    with pytest.raises(ValueError, match=r"must be a positive multiple of 16 pixels for an autoencoder with F = 16"):
+        pipe(PROMPT, height=sides[0], width=sides[1], num_inference_steps=1, **call)
+
+
+@functools.cache
+def load_tiny_quick(kind):
+    return kind.from_pretrained(bundled("tiny-quick"))

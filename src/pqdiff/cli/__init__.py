@@ -10,6 +10,7 @@ import warnings
 import typer
 from safetensors import SafetensorError
 
+from pqdiff.clean_text import one_line
 from pqdiff.cli import convert_vae, decode, encode, evaluate, fit, generate, info, push, reconstruct
 
 _INTERRUPTED = 130  # the exit code that typer gives to Ctrl-C
@@ -33,7 +34,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, SafetensorError) as error:
-        print(f"pqdiff: {error}", file=sys.stderr)
+        print(f"pqdiff: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as exit:
         if exit.code == _INTERRUPTED:

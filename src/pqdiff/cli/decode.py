@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pqdiff.checkpoints import BUNDLED
 from pqdiff.cli.options import MODEL_HELP, Json, OutputFolder
 
 
@@ -14,14 +15,15 @@ def decode(
     ],
     output: OutputFolder,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help=MODEL_HELP + " Default: the one that is named in the file.")
+        str | None,
+        typer.Option("--model", "-m", help=MODEL_HELP + " Default: the shipped one that is named in the file."),
     ] = None,
     json: Json = False,
 ) -> None:
     """Turn files of tokens back into images. They have the same pixels as those of `pqdiff reconstruct`."""
     from pqdiff.cli.image_files import save_image, unique_names
     from pqdiff.cli.library_messages import silence_libraries
-    from pqdiff.cli.output import print_json, progress_bar
+    from pqdiff.cli.output import print_json, print_lines, progress_bar
     from pqdiff.cli.tiled_tokenizer import decode_pixels, load_tiled_autoencoder
     from pqdiff.data.cache.image_codes import load_codes
     from pqdiff.data.images.reading import to_image
@@ -30,6 +32,8 @@ def decode(
     loaded, autoencoders = [(path, load_codes(path)) for path in codes], {}
     for path, code in loaded:
         name = model or code.model
+        if model is None and name not in BUNDLED:  # a file of a stranger must not choose what is loaded
+            raise ValueError(f"{path}: holds tokens of {name}, which does not ship with pqdiff: give it as --model")
         if name not in autoencoders:
             autoencoders[name] = load_tiled_autoencoder(name)
         _check_codes(path, code, name, autoencoders[name])
@@ -44,7 +48,7 @@ def decode(
     if json:
         print_json({"results": rows})
     else:
-        print("\n".join(["Written:", *(f"  {row['file']}" for row in rows)]))
+        print_lines("Written:", *(f"  {row['file']}" for row in rows))
 
 
 def _check_codes(path: Path, code, name: str, autoencoder) -> None:

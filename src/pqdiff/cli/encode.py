@@ -23,6 +23,7 @@ def encode(
     from pqdiff.cli.tiled_tokenizer import encode_pixels, load_tiled_autoencoder
     from pqdiff.data.cache.image_codes import ImageCodes, save_codes
     from pqdiff.data.images.reading import load_image, to_tensor
+    from pqdiff.hub.local_paths import public_name
     from pqdiff.models.fingerprint import fingerprint
 
     silence_libraries(quiet=json)
@@ -37,7 +38,7 @@ def encode(
             _, height, width = pixels.shape
             indices = encode_pixels(autoencoder, pixels)[0]
             sizes = autoencoder.quantizer.codebook_sizes
-            codes = ImageCodes(indices, sizes, height, width, model, fingerprint(autoencoder))
+            codes = ImageCodes(indices, sizes, height, width, public_name(model), fingerprint(autoencoder))
             file = output / f"{stem}.pq.safetensors"
             size = save_codes(codes, file)
             rate = 8 * size / height / width

@@ -42,7 +42,7 @@ def evaluate(
     import json as json_module
 
     from pqdiff.cli.library_messages import silence_libraries
-    from pqdiff.cli.output import number, print_json, print_table, progress_bar
+    from pqdiff.cli.output import number, print_json, print_lines, print_table, progress_bar
     from pqdiff.data.captions.captioned import iterate_images
     from pqdiff.data.files import atomic_file
     from pqdiff.metrics.protocol import evaluate_reconstruction
@@ -71,7 +71,7 @@ def evaluate(
     ]
     count = next(iter(results.values()))["num_images"]
     print_table(f"{count} images at {resolution} px, 8-bit output", ["model", *_COLUMNS.values()], rows)
-    print(f"Written: {output}")
+    print_lines(f"Written: {output}")
 
 
 def _check_resolution(resolution: int, name: str, factor: int) -> None:

@@ -57,7 +57,7 @@ def fit(
         raise ValueError("--on-latents has neither --hidden-channels, nor --class-bases, nor --scaling-exponent")
 
     from pqdiff.cli.library_messages import silence_libraries
-    from pqdiff.cli.output import print_json, progress_bar
+    from pqdiff.cli.output import print_json, print_lines, progress_bar
     from pqdiff.data.captions.captioned import iterate_images
     from pqdiff.data.files import atomic_folder, check_new_folder
     from pqdiff.data.images.crops import resize_to_cover
@@ -96,4 +96,4 @@ def fit(
     if json:
         print_json({"fitted": fitted})
     else:
-        print("\n".join(["Written:", *(f"  {row['folder']}" for row in fitted)]))
+        print_lines("Written:", *(f"  {row['folder']}" for row in fitted))

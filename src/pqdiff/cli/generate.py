@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pqdiff.checkpoints import BUNDLED_PIPELINES
-from pqdiff.cli.generation_settings import DTYPES, SCHEDULERS, TITLES, Settings
+from pqdiff.cli.generation_settings import DTYPES, SCHEDULERS, TITLES, Settings, check_text
 from pqdiff.cli.options import Json
 
 _DEFAULT_MODEL = "tiny-precise"
@@ -96,7 +96,7 @@ def generate(
     from pqdiff.cli.generated_images import facts_of, titles_of
     from pqdiff.cli.generation import choose_dtype, generate_with_models
     from pqdiff.cli.generation_report import grid, print_report, write_images
-    from pqdiff.cli.output import print_json, progress_bar
+    from pqdiff.cli.output import print_json, print_lines, progress_bar
     from pqdiff.devices import choose_device
 
     device = choose_device(device)
@@ -109,13 +109,14 @@ def generate(
         print_json({**how, **facts_of(models), "notes": notes, "files": files})
         return
     print_report(prompts, models, f"{steps} step{'s' * (steps > 1)} on {device}")
-    print("\n".join([*notes, "Written:", *(f"  {file}" for file in files)]))
+    print_lines(*notes, "Written:", *(f"  {file}" for file in files))
 
 
 def _check_request(prompts: list[str], names: list[str], number: int, seed: int) -> None:
     for place, prompt in enumerate(prompts, start=1):
         if not prompt.strip():
             raise ValueError(f"prompt {place} is empty: say what the image should show")
+        check_text(f"prompt {place}", prompt)
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"model ({name}) is given twice")

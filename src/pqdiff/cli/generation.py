@@ -14,6 +14,7 @@ from pqdiff.cli.generation_settings import SCHEDULERS, Settings
 from pqdiff.cli.scene_verdicts import knows_scenes_only, scene_notes, wrong_attributes
 from pqdiff.data.images.reading import to_image, to_pixels
 from pqdiff.hub.pipelines import load_pipeline
+from pqdiff.pipelines.schedulers import switch_scheduler
 
 _NO_MEMORY = re.compile("out of memory|not enough memory|can(no|')t allocate memory", re.IGNORECASE)
 
@@ -134,7 +135,7 @@ def _set_scheduler(pipeline, name: str | None) -> None:
     if name is not None:
         import diffusers
 
-        pipeline.scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(pipeline.scheduler.config)
+        pipeline.scheduler = switch_scheduler(pipeline.scheduler, getattr(diffusers, SCHEDULERS[name]))
 
 
 @contextlib.contextmanager

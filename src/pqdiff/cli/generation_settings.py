@@ -18,6 +18,14 @@ _GUIDANCE = 7.5
 _SCENE_GUIDANCE = 2.0  # with which benchmarks/tiny_suite.py measures the tiny models
 
 
+def check_text(name: str, text: str) -> None:
+    """Raise ValueError for a text with bytes that are not UTF-8: no tokenizer takes them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} ({text!r}) is not UTF-8 text") from None
+
+
 @dataclass(frozen=True)
 class Settings:
     """How every image is generated.
@@ -52,6 +60,7 @@ class Settings:
             raise ValueError(f"guidance ({self.guidance}) must be a finite number")
         if self.negative is not None and self.guidance is not None and self.guidance <= 1:
             raise ValueError(f"guidance ({self.guidance:g}) must be above 1 for a negative prompt to have an effect")
+        check_text("negative", self.negative or "")
         for name, allowed in (("scheduler", SCHEDULERS), ("dtype", DTYPES)):
             value = getattr(self, name)
             if value is not None and value not in allowed:

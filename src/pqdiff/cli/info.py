@@ -81,14 +81,13 @@ def _read_metrics(path: Path, fingerprint: str) -> dict | None:
     Args:
         path: a file with the metrics of one model, or with those of several, as `pqdiff evaluate` writes it.
     """
-    import json
-
     from pqdiff.cli.output import number
+    from pqdiff.json_text import read_json
 
     if not path.is_file():
         return None
     try:
-        document = json.loads(path.read_text())
+        document = read_json(path, "it")
         candidates = [document] if "metrics" in document else list(document.values())
         measured = next((entry for entry in candidates if entry["protocol"]["fingerprint"] == fingerprint), None)
         if measured is not None:  # everything that the table shows must be there

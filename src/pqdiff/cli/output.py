@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from pqdiff.clean_text import clean
+
 
 def print_json(value) -> None:
     """One JSON document on stdout."""
@@ -17,13 +19,18 @@ def print_json(value) -> None:
     print()
 
 
+def print_lines(*lines: str) -> None:
+    """Lines on stdout."""
+    print("\n".join(map(clean, lines)))
+
+
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Table on stdout; the first column is text, the others are numbers."""
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=Text(clean(title)), title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
+        table.add_column(Text(clean(column)), justify="right" if number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # as Text, or brackets in a file name would be markup
+        table.add_row(*(Text(clean(cell)) for cell in row))  # as Text, or brackets in a file name would be markup
     Console().print(table)
 
 
@@ -41,7 +48,7 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     console = Console(stderr=True, quiet=quiet or not sys.stderr.isatty())
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -51,7 +58,7 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
         def show(stage: str, step: int, steps: int) -> None:
             if stage not in tasks:
-                tasks[stage] = progress.add_task(stage)
+                tasks[stage] = progress.add_task(clean(stage))
             progress.update(tasks[stage], completed=step, total=steps or None)
 
         yield show

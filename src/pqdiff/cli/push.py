@@ -23,7 +23,7 @@ def push(
     from pqdiff.cli.library_messages import silence_libraries
 
     silence_libraries(quiet=json)
-    from pqdiff.cli.output import print_json, print_table
+    from pqdiff.cli.output import print_json, print_lines, print_table
     from pqdiff.hub.push import push_folder
 
     result = push_folder(folder, repo, private=private, dry_run=dry_run)
@@ -36,6 +36,8 @@ def push(
     print_table(str(folder), ["file", "bytes"], [[path, f"{size:,}"] for path, size in result.files])
     for title, names in (("Left out", result.left_out), ("Removed from the Hub", result.removed)):
         if names:
-            print(f"{title}: {', '.join(names)}")
+            print_lines(f"{title}: {', '.join(names)}")
     amount = f"{len(result.files)} files, {total:,} bytes"
-    print(f"Nothing was sent; {amount} would go to {result.url}" if dry_run else f"Pushed {amount}: {result.url}")
+    print_lines(
+        f"Nothing was sent; {amount} would go to {result.url}" if dry_run else f"Pushed {amount}: {result.url}"
+    )

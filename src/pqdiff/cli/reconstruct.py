@@ -28,7 +28,7 @@ def reconstruct(
     """Encode and decode images with tokenizers. Writes labelled panels and prints rate, PSNR and SSIM of each model."""
     from pqdiff.cli.image_files import save_image, unique_names
     from pqdiff.cli.library_messages import silence_libraries
-    from pqdiff.cli.output import number, print_json, progress_bar
+    from pqdiff.cli.output import number, print_json, print_lines, progress_bar
     from pqdiff.cli.panels import panel
     from pqdiff.cli.tiled_tokenizer import decode_pixels, encode_pixels, load_tiled_autoencoder
     from pqdiff.data.images.reading import load_image, to_image, to_tensor
@@ -62,7 +62,7 @@ def reconstruct(
         print_json({"results": rows, "files": files})
     else:
         _print_tables(rows)
-        print("\n".join(["Written:", *(f"  {file}" for file in files)]))
+        print_lines("Written:", *(f"  {file}" for file in files))
 
 
 def _print_tables(rows: list[dict]) -> None:

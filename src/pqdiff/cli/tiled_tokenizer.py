@@ -4,6 +4,7 @@ import torch
 
 from pqdiff.data.images.reading import normalize, pad_to_multiple, to_pixels
 from pqdiff.models.autoencoder_pq import AutoencoderPQ
+from pqdiff.models.checks import check_finite
 from pqdiff.models.loading import load_tokenizer
 
 _TILE_SIDE = 1024  # pixels
@@ -26,4 +27,4 @@ def encode_pixels(autoencoder: AutoencoderPQ, pixels: torch.Tensor) -> torch.Ten
 @torch.no_grad()
 def decode_pixels(autoencoder: AutoencoderPQ, indices: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """uint8 pixels `(3, height, width)` of tokens `(1, G, h, w)`; the padding of `encode_pixels` is cut off."""
-    return to_pixels(autoencoder.decode_from_indices(indices).sample[0, :, :height, :width])
+    return to_pixels(check_finite(autoencoder.decode_from_indices(indices).sample)[0, :, :height, :width])

@@ -1,5 +1,6 @@
 """Model cards of tokenizers. Every number in a card comes from the model itself or from a measurement of it."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from pqdiff.clean_text import one_line
 from pqdiff.hub.measured import latent_rows
 from pqdiff.models.fingerprint import fingerprint
 
@@ -82,6 +84,9 @@ def render_tokenizer_card(
     Raises:
         ValueError: if `latents` were measured on another model.
     """
+    name, load, summary, training, limits, paper = map(in_one_line, (name, load, summary, training, limits, paper))
+    if evaluation:
+        evaluation = dataclasses.replace(evaluation, data=in_one_line(evaluation.data))
     quantizer, kind = model.quantizer, model.config.quantizer_type.replace("_", "-")
     mark = fingerprint(model)
     facts = [
@@ -120,8 +125,17 @@ def render_tokenizer_card(
     )
 
 
+def in_one_line(value: Any) -> Any:
+    """The value with every text in it in one line: a name with line breaks could add headings to a card."""
+    if isinstance(value, str):
+        return one_line(value)
+    if isinstance(value, Mapping):
+        return {one_line(key): in_one_line(entry) for key, entry in value.items()}
+    return type(value)(map(in_one_line, value)) if isinstance(value, list | tuple) else value
+
+
 def _row(key: str, value: float | None) -> tuple[str, str]:
-    title, form = _METRICS.get(key, (key, "{:.4g}"))
+    title, form = _METRICS.get(key, (one_line(key), "{:.4g}"))
     return title, "not finite" if value is None else form.format(value)
 
 

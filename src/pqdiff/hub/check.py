@@ -1,27 +1,24 @@
 """Checks a folder before it goes to the Hub. It reads configurations and headers, and loads no model."""
 
-import fnmatch
-import json
 import re
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
+from pqdiff.clean_text import one_line
+from pqdiff.hub.allow_list import split
+from pqdiff.json_text import read_json
+
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors")
 _VOCABULARY = ("tokenizer.json", "vocab.*", "*.model")
-# Pickles run code when they are read. The names of TensorBoard's event files contain the name of the machine.
-_LEFT_OUT = (
-    *(".*", "__pycache__", "checkpoint-*", "optimizer*", "random_states*", "events.out.tfevents*"),
-    *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.partial"),
-)
 
 
 def check_folder(folder: str | Path) -> tuple[list[str], list[str]]:
     """Files of a model or pipeline folder that go to the Hub, and those that do not.
 
-    Dot files, pickles, training checkpoints, states of optimizers and logs do not go to the Hub.
+    Only what is on the list of `pqdiff.hub.allow_list` goes. Links are not followed out of the folder.
 
     Args:
         folder: folder that `save_pretrained` of an `AutoencoderPQ` or of a pipeline wrote. It may hold other files too.
@@ -30,17 +27,18 @@ def check_folder(folder: str | Path) -> tuple[list[str], list[str]]:
         Relative paths of the files that go to the Hub, sorted, and of the files and whole folders that do not.
 
     Raises:
-        ValueError: in one line that names the folder, the file and the fault: a component of `model_index.json` has no
-            configuration or weights, a file of weights is damaged, cut short or not in its index, or the card cannot be
-            read.
+        ValueError: in one line that names the folder, the file and the fault: a link leads out of it, a component of
+            `model_index.json` has no configuration or weights, a file of weights is damaged, cut short or not in its
+            index, or the card cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"folder ({folder}) {'is a file' if folder.exists() else 'does not exist'}: give a folder")
     try:
-        for name, path, class_name in _components(folder):
+        components = _components(folder)
+        files, left_out = split(folder, [prefix[:-1] for prefix, _, _ in components])
+        for name, path, class_name in components:
             _check_component(name, path, class_name)
-        files, left_out = _split(folder)
         for file in files:
             if file.endswith(".safetensors"):
                 _tensor_names(folder / file, file)
@@ -49,19 +47,6 @@ def check_folder(folder: str | Path) -> tuple[list[str], list[str]]:
     except ValueError as error:
         raise ValueError(f"folder ({folder}) cannot be pushed: {error}") from None
     return files, left_out
-
-
-def read_json(path: Path, name: str) -> dict:
-    """The object that a JSON file holds; a ValueError that calls the file `name` if there is none."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{name} is missing") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{name} cannot be read ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} must hold a JSON object, holds a {type(content).__name__}")
-    return content
 
 
 def _components(folder: Path) -> list[tuple[str, Path, str]]:
@@ -75,6 +60,9 @@ def _components(folder: Path) -> list[tuple[str, Path, str]]:
         }
         if not pairs:
             raise ValueError("model_index.json names no component")
+        for name in pairs:
+            if Path(name).name != name:
+                raise ValueError(f"model_index.json names {name!r}, which is no folder of the pipeline")
         return [(f"{name}/", folder / name, str(pair[1])) for name, pair in pairs.items()]
     if not (folder / "config.json").is_file():
         empty = not any(folder.iterdir())
@@ -142,29 +130,11 @@ def _tensor_names(path: Path, name: str) -> set[str]:
         with safe_open(path, framework="numpy") as file:
             return set(file.keys())
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{name} is damaged or cut short ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{name} is damaged or cut short ({one_line(error)})") from None
 
 
 def _check_card(path: Path) -> None:
     try:
         ModelCard.load(path)
     except Exception as error:  # its type depends on the YAML library
-        raise ValueError(f"README.md has no valid metadata ({' '.join(str(error).split())[:200]})") from None
-
-
-def _split(folder: Path) -> tuple[list[str], list[str]]:
-    """Files below `folder` that go to the Hub, and files and folders that do not."""
-    files, left_out = [], []
-
-    def walk(place: Path) -> None:
-        for path in sorted(place.iterdir()):
-            name = path.relative_to(folder).as_posix()
-            if any(fnmatch.fnmatch(path.name, pattern) for pattern in _LEFT_OUT):
-                left_out.append(name + "/" * path.is_dir())
-            elif path.is_dir():
-                walk(path)
-            elif path.is_file():
-                files.append(name)
-
-    walk(folder)
-    return sorted(files), left_out
+        raise ValueError(f"README.md has no valid metadata ({one_line(error)[:200]})") from None

@@ -11,8 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from pqdiff.hub.check import check_folder, read_json
+from pqdiff.hub.check import check_folder
 from pqdiff.hub.local_paths import forget_local_paths
+from pqdiff.json_text import read_json
+from pqdiff.pipelines.lora import refuse_lora_layers
 
 FP16 = "fp16"
 _SUFFIX = ".safetensors"
@@ -36,9 +38,7 @@ def export_for_hub(pipeline, folder: str | Path, *, max_shard_size: int | str = 
     """
     folder = Path(folder)
     models = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    for name, model in models.items():
-        if getattr(model, "peft_config", None):
-            raise ValueError(f"{name} has LoRA layers: call fuse_lora() and unload_lora_weights() before the export")
+    refuse_lora_layers(pipeline)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         aside = Path(temporary)

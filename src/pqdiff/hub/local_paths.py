@@ -1,14 +1,51 @@
-"""Removes folders of this machine from configurations that other people will load."""
+"""Names of data sets and models as others should see them: folders of this machine mean nothing to them."""
 
 import json
+import re
+from os import PathLike
 from pathlib import Path
+
+from pqdiff.hub.allow_list import VOCABULARIES
+from pqdiff.json_text import parse_json
+
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)?")
+# At least two folders deep: a special token of a vocabulary may begin with a slash.
+_ABSOLUTE = re.compile(r"~[/\\].+|(file:/*|[A-Za-z]:|\\)?([/\\][^/\\]+){2,}[/\\]?")
+_PATH_KEY = re.compile(r".*_(path|file|dir|folder)")  # `_name_or_path`, `tokenizer_file`, `cache_dir`
+
+
+def public_name(source: str | PathLike) -> str:
+    """A Hub id or the name of a shipped model as it is; of a path only the last part."""
+    source = str(source)
+    return re.split(r"[/\\]", source.rstrip("/\\"))[-1] if _is_local(source) else source
+
+
+def without_local_paths(value):
+    """A JSON value in which no text is a path of this machine.
+
+    Entries such as `_name_or_path` are removed if they are paths, and other absolute paths become their last part.
+    """
+    if isinstance(value, dict):
+        return {
+            key: without_local_paths(entry)
+            for key, entry in value.items()
+            if not (_PATH_KEY.fullmatch(str(key)) and isinstance(entry, str) and _is_local(entry))
+        }
+    if isinstance(value, list):
+        return [without_local_paths(entry) for entry in value]
+    return public_name(value) if isinstance(value, str) and _ABSOLUTE.fullmatch(value) else value
 
 
 def forget_local_paths(folder: str | Path) -> None:
     """Remove `_name_or_path` from the configurations below `folder` where it is a local path. Hub ids stay."""
     for path in Path(folder).rglob("*.json"):
-        content = json.loads(path.read_text())
-        source = content.get("_name_or_path") if isinstance(content, dict) else None
-        if isinstance(source, str) and (not source or Path(source).is_absolute() or Path(source).exists()):
-            del content["_name_or_path"]
-            path.write_text(json.dumps(content, indent=2) + "\n")
+        if path.name in VOCABULARIES:
+            continue
+        content = parse_json(path.read_bytes())
+        public = without_local_paths(content)
+        if public != content:
+            path.write_text(json.dumps(public, indent=2) + "\n")
+
+
+def _is_local(source: str) -> bool:
+    return not _HUB_ID.fullmatch(source) or Path(source).exists()

@@ -13,12 +13,13 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
-from pqdiff.hub.cards import sizes_text
-from pqdiff.hub.check import read_json
+from pqdiff.clean_text import one_line
+from pqdiff.hub.cards import in_one_line, sizes_text
 from pqdiff.hub.measured import eval_results, measured_on, metric_rows
+from pqdiff.json_text import read_json
 from pqdiff.models import AutoencoderPQ
+from pqdiff.pipelines.lora import LORA_WEIGHTS
 
-LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # the name that diffusers saves and loads
 _TEMPLATE = Path(__file__).parent / "pipeline_card.md.jinja"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TRAINING = ("steps", "dataset", "batch_size", "stages", "hours", "hardware", "dataset_id", "note")
@@ -90,9 +91,10 @@ def render_pipeline_card(
     first_line, made, stages = _training(training)
     if metrics is None and (folder / "metrics.json").is_file():
         metrics = read_json(folder / "metrics.json", f"{folder}: metrics.json")
+    variant, metrics, name, base = map(in_one_line, (variant, metrics, name, base))
     rows = metric_rows(metrics) if metrics else []
-    kind, facts = _facts(folder, base, variant)
-    pipeline_class = str(index.get("_class_name"))
+    kind, facts = in_one_line(_facts(folder, base, variant))
+    pipeline_class = one_line(index.get("_class_name"))
     card = ModelCard.from_template(
         ModelCardData(
             library_name="diffusers",
@@ -106,7 +108,7 @@ def render_pipeline_card(
         ),
         template_path=str(_TEMPLATE),
         name=name,
-        first_line=first_line,
+        first_line=one_line(first_line),
         facts=facts,
         package="diffusers" if _is_stock(pipeline_class) else "pqdiff",
         pipeline_class=pipeline_class,
@@ -114,14 +116,14 @@ def render_pipeline_card(
         fp16=any((folder / "unet").glob("*.fp16*.safetensors")),
         lora=(folder / LORA_WEIGHTS).is_file(),
         prompt=json.dumps("a small red circle above a large blue square"),
-        samples=_samples(folder, samples),
-        made=made,
-        stages=stages,
+        samples=[sample for sample in _samples(folder, samples) if sample.isprintable()],
+        made=one_line(made),
+        stages=in_one_line(stages),
         rows=[(key, "-" if value is None else f"{value:.6g}") for key, value in rows],
-        measured_on=measured_on(metrics) if rows else None,
+        measured_on=one_line(measured_on(metrics)) if rows else None,
         paper=_paper(variant.get("name")),
-        limits=_limits(base, kind is not None, bool(rows), limits),
-        license_text=license_text,
+        limits=one_line(_limits(base, kind is not None, bool(rows), limits)),
+        license_text=one_line(license_text),
     )
     return card.content.rstrip() + "\n"
 

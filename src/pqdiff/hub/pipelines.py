@@ -4,15 +4,14 @@ import importlib
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import nn
 
 from pqdiff.checkpoints import BUNDLED, BUNDLED_PIPELINES, bundled
-from pqdiff.hub.check import read_json
-from pqdiff.hub.pipeline_cards import LORA_WEIGHTS
+from pqdiff.clean_text import one_line
+from pqdiff.json_text import read_json
 from pqdiff.pipelines import PQStableDiffusionPipeline
 from pqdiff.pipelines.conversion import check_not_removed
+from pqdiff.pipelines.lora import lora_weights
 from pqdiff.suggestions import did_you_mean
 
 _KINDS = tuple(f"{pq}StableDiffusion{task}Pipeline" for pq in ("", "PQ") for task in ("", "Img2Img"))
@@ -43,22 +42,12 @@ def load_pipeline(source: str, dtype: torch.dtype = torch.float32) -> PQStableDi
         models = {name: _load_whole(folder, name, entry, dtype) for name, entry in index.items()}
         models = {name: model for name, model in models.items() if model is not None}
         pipeline = PQStableDiffusionPipeline.from_pretrained(folder, dtype=dtype, **models)
-        if layers := _lora_weights(place):
+        if layers := lora_weights(place):
             pipeline.load_lora_weights(layers.parent, weight_name=layers.name)
         return pipeline
     except Exception as error:  # its type depends on the library that reads the broken file
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise ValueError(f"model ({source}) cannot be loaded: {reason[:300]}") from None
-
-
-def _lora_weights(place: str) -> Path | None:
-    """The file of LoRA layers in a pipeline's folder or repository, if there is one."""
-    if Path(place).exists():
-        return Path(place) / LORA_WEIGHTS if (Path(place) / LORA_WEIGHTS).is_file() else None
-    try:
-        return Path(hf_hub_download(place, LORA_WEIGHTS))
-    except (EntryNotFoundError, LocalEntryNotFoundError):
-        return None
 
 
 def _check_source(source: str) -> None:

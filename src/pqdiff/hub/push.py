@@ -1,6 +1,7 @@
 """Sends a model or a pipeline to the Hub in one commit, after everything was checked."""
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -12,9 +13,13 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from pqdiff.clean_text import clean, one_line
+from pqdiff.hub.allow_list import VOCABULARIES
 from pqdiff.hub.cards import render_tokenizer_card
-from pqdiff.hub.check import check_folder, read_json
+from pqdiff.hub.check import check_folder
+from pqdiff.hub.local_paths import public_name, without_local_paths
 from pqdiff.hub.pipeline_cards import known_license, render_bare_card, render_pipeline_card
+from pqdiff.json_text import read_json
 from pqdiff.models.loading import load_tokenizer
 
 # Failures of the connection. huggingface_hub uses requests, httpx or httpx2, depending on its version, and its own error
@@ -51,8 +56,8 @@ def push_folder(
 ) -> PushResult:
     """Check a folder and send it to the Hub as one commit. The repository is made if it does not exist.
 
-    A folder without `README.md` gets a card with the facts that the folder shows. In a trainer's card, whose code loads
-    the run by its name, the repository takes the place of that name.
+    Paths of this machine in configurations stay here. A folder without `README.md` gets a card with the facts that the
+    folder shows. In a trainer's card, whose code loads the run by its name, the repository takes the place of that name.
 
     Args:
         folder: an `AutoencoderPQ` or a pipeline that `save_pretrained` wrote, optionally with `variant.yaml`, `samples/`,
@@ -74,11 +79,11 @@ def push_folder(
     files, left_out = check_folder(folder)
     made = "README.md" not in files
     card = (_make_card(folder, repo_id) if made else addressed((folder / "README.md").read_text(), repo_id)).encode()
-    files = [file for file in files if file != "README.md"]
-    sizes = sorted([*((file, (folder / file).stat().st_size) for file in files), ("README.md", len(card))])
+    contents = {file: _public_content(folder / file) for file in files} | {"README.md": card}
+    sizes = [(file, _size(content)) for file, content in sorted(contents.items())]
     api = HfApi(token=token)
     if dry_run:
-        return PushResult(f"{api.endpoint}/{repo_id}", sizes, left_out, [])
+        return PushResult(clean(f"{api.endpoint}/{repo_id}"), sizes, left_out, [])
     with _one_line(repo_id, token):
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.model_info(repo_id).private:
@@ -87,13 +92,32 @@ def push_folder(
                 "or push without private"
             )
         removed = _stale(files, api.list_repo_files(repo_id))
-        additions = [CommitOperationAdd(file, str(folder / file)) for file in files]
-        additions.append(CommitOperationAdd("README.md", card))
+        additions = [CommitOperationAdd(file, content) for file, content in contents.items()]
         deletions = [CommitOperationDelete(file) for file in removed]
         api.create_commit(repo_id, [*additions, *deletions], commit_message=commit_message)
     if made:
         (folder / "README.md").write_bytes(card)
-    return PushResult(str(url), sizes, left_out, removed)
+    return PushResult(clean(url), sizes, left_out, removed)
+
+
+def _public_content(path: Path) -> str | bytes:
+    """Path of a file; if it is a configuration with paths of this machine, what it holds without them."""
+    if path.name == "variant.yaml":
+        content, write = _read_variant(path), functools.partial(yaml.safe_dump, sort_keys=False)
+        public = {
+            **without_local_paths(content),
+            **{key: public_name(content[key]) for key in ("base", "autoencoder") if key in content},
+        }
+    elif path.suffix == ".json" and path.name not in VOCABULARIES:
+        content, write = read_json(path, path.name), functools.partial(json.dumps, indent=2)
+        public = without_local_paths(content)
+    else:
+        return str(path)
+    return str(path) if public == content else write(public).encode()
+
+
+def _size(content: str | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else Path(content).stat().st_size
 
 
 def addressed(card: str, repo_id: str) -> str:
@@ -162,7 +186,7 @@ def _read_variant(path: Path) -> dict:
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{path} cannot be read ({one_line(error)})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold the keys of a variant, holds {content!r}")
     return content
@@ -179,7 +203,7 @@ def _one_line(repo_id: str, token: str | None) -> Iterator[None]:
             chain.append(chain[-1].__cause__)  # uploads wrap the original error
         answer = next((cause for cause in chain if isinstance(cause, HfHubHTTPError)), None)
         lost = next((cause for cause in chain if isinstance(cause, _NO_CONNECTION)), None)
-        reason = " ".join(str(getattr(answer, "server_message", None) or answer or lost or error).split())[:300]
+        reason = one_line(getattr(answer, "server_message", None) or answer or lost or error)[:300]
         if answer is not None:
             raise _refusal(answer.response.status_code, reason, repo_id, token) from None
         if isinstance(lost, OSError) and lost.filename:

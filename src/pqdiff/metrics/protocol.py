@@ -12,6 +12,7 @@ from pqdiff.data.images.crops import resize_and_crop
 from pqdiff.data.images.reading import normalize, to_pixels, to_tensor
 from pqdiff.metrics import DatasetPSNR, ImageDistance, ImagePSNR, ImageSSIM, TokenCounts
 from pqdiff.metrics.reconstruction import as_number
+from pqdiff.models.checks import check_finite
 from pqdiff.models.fingerprint import fingerprint
 
 
@@ -76,14 +77,14 @@ def evaluate_reconstruction(
         dict that JSON can hold: `num_images`, `metrics` and `protocol`.
 
     Raises:
-        ValueError: if there are no images.
+        ValueError: if there are no images, or the model gives values that are not finite.
     """
     metrics = ReconstructionMetrics(model.quantizer.codebook_sizes)
     count = 0
     for count, image in enumerate(images, start=1):
         pixels = to_tensor(resize_and_crop(image, resolution))[None]
         indices = model.encode_to_indices(normalize(pixels).to(model.device, model.dtype))
-        result = to_pixels(model.decode_from_indices(indices).sample)
+        result = to_pixels(check_finite(model.decode_from_indices(indices).sample))
         metrics.update(pixels, result.cpu(), indices.cpu())
         on_image(count)
     if not count:

@@ -1,7 +1,8 @@
 """How close reconstructions are to their images.
 
-Images are `(B, C, H, W)`: uint8, or floating point in [0, 1]. There are two kinds of PSNR, so a table must say which one
-it shows: that of the data set is never above the mean of those of the images (Jensen's inequality).
+Images are `(B, C, H, W)`: uint8, or floating point in [0, 1]; other types and ranges are a ValueError, and NaN gives NaN.
+There are two kinds of PSNR, so a table must say which one it shows: that of the data set is never above the mean of
+those of the images (Jensen's inequality).
 """
 
 import math
@@ -174,6 +175,14 @@ def _check(preds: torch.Tensor, target: torch.Tensor) -> None:
         )
     if (preds.dtype == torch.uint8) != (target.dtype == torch.uint8):
         raise ValueError(f"preds ({preds.dtype}) and target ({target.dtype}) must both be uint8, or neither")
+    for name, images in (("preds", preds), ("target", target)):
+        if images.dtype == torch.uint8:
+            continue
+        if not images.is_floating_point():
+            raise ValueError(f"{name} ({images.dtype}) must be uint8 from 0 to 255, or floating point in [0, 1]")
+        low, high = images.amin().item(), images.amax().item()
+        if low < 0 or high > 1:  # NaN passes, and the metric is NaN
+            raise ValueError(f"{name} with values from {low:g} to {high:g} must be floating point in [0, 1], or uint8")
 
 
 def as_number(value: torch.Tensor) -> float | None:

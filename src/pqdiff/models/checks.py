@@ -48,3 +48,12 @@ def check_quantize(quantize: bool | float, name: str = "quantize") -> None:
             f"{name} ({quantize!r}) must be True (nearest codewords), False (latents as they are) or a positive number, "
             "the standard deviation of the noise on the latents (soft snapping)"
         )
+
+
+def check_finite(images: torch.Tensor) -> torch.Tensor:
+    """The decoded images, or ValueError if there is NaN or infinity among them: 8 bits would hide it."""
+    if not images.isfinite().all():
+        raise ValueError(
+            f"the model gives images with values that are not finite in {images.dtype}: check its weights"
+        )
+    return images

@@ -8,6 +8,7 @@ from diffusers import ModelMixin
 from safetensors import SafetensorError
 
 from pqdiff.checkpoints import BUNDLED, BUNDLED_PIPELINES, bundled
+from pqdiff.clean_text import one_line
 from pqdiff.models.autoencoder_pq import AutoencoderPQ
 from pqdiff.suggestions import did_you_mean
 
@@ -50,9 +51,9 @@ def _load(
         if not issubclass(model_class, kind):
             raise ValueError(f"it holds a {model_class.__name__}, not an {kind.__name__}")
         model, report = model_class.from_pretrained(str(place), output_loading_info=True, **kwargs)
-        _check_weights(report)
+        _check_weights(model, report)
     except _UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise ValueError(f"{argument} ({source}) cannot be loaded: {reason[:300]}") from None
     return model.eval()
 
@@ -88,9 +89,13 @@ def _class_of(place: str) -> type[ModelMixin]:
     return model_class
 
 
-def _check_weights(report: dict) -> None:
-    """ValueError if the weights are not exactly those of the model: diffusers would leave random ones and only log it."""
+def _check_weights(model: ModelMixin, report: dict) -> None:
+    """ValueError if the weights are not exactly those of the model: diffusers would leave random ones and only log it; or
+    if there is NaN or infinity among them."""
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(problem):
             names = ", ".join(map(str, sorted(report[problem], key=str)))
             raise ValueError(f"its weights have {problem.replace('_', ' ')}: {names}")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"its weights have values that are not finite: {name}")

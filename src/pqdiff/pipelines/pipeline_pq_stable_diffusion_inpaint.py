@@ -74,8 +74,7 @@ class PQStableDiffusionInpaintPipeline(PQLatentsMixin, StableDiffusionInpaintPip
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        height = height or self.unet.config.sample_size * self.vae_scale_factor
-        width = width or self.unet.config.sample_size * self.vae_scale_factor
+        height, width = self._checked_size(height, width)
         self.check_inputs(
             prompt,
             image,
@@ -232,9 +231,10 @@ class PQStableDiffusionInpaintPipeline(PQLatentsMixin, StableDiffusionInpaintPip
         return output if return_dict else (output.images, output.nsfw_content_detected)
 
     def _latent_mask(self, mask: torch.Tensor, batch_size: int, height: int, width: int) -> torch.Tensor:
-        """Masks `(B, 1, H, W)` at the latents' size, one per image of the batch."""
+        """Masks `(B, 1, H, W)` at the latents' size, one per image of the batch. A position that a mask touches is
+        painted: the stock pipeline looks at one pixel of it, and misses thin masks."""
         repeats, rest = divmod(batch_size, len(mask))
         if rest or not repeats:
             raise ValueError(f"mask_image holds {len(mask)} masks for a batch of {batch_size}: give one, or one each")
         factor = self.vae_scale_factor
-        return F.interpolate(mask, size=(height // factor, width // factor)).repeat_interleave(repeats, dim=0)
+        return F.adaptive_max_pool2d(mask, (height // factor, width // factor)).repeat_interleave(repeats, dim=0)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from os import PathLike
 
@@ -11,6 +12,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils import logging
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from pqdiff.adaptation.variants import Variant
@@ -18,6 +20,10 @@ from pqdiff.models.autoencoder_pq import AutoencoderPQ
 from pqdiff.models.checks import check_quantize
 from pqdiff.pipelines.checks import check_fit
 from pqdiff.pipelines.conversion import convert_stable_diffusion
+from pqdiff.pipelines.lora import lora_weights, refuse_lora_layers
+from pqdiff.pipelines.schedulers import fit_latents
+
+logger = logging.get_logger(__name__)
 
 # Noise level of soft snapping where a pipeline does not say it: what serves the tiny suite and images with noise best
 # (benchmarks/results/tiny_suite.json, latent_stats.json).
@@ -81,13 +87,35 @@ class PQLatentsMixin:
                 vae_scale_factor=self.vae_scale_factor, vae_latent_channels=vae.config.latent_channels
             )
 
+    def __setattr__(self, name: str, value) -> None:
+        # Stock pipelines look at the scheduler only when they are built.
+        if name == "scheduler" and value is not None:
+            fit_latents(value)
+        super().__setattr__(name, value)
+
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         """As the stock method, but without `torch_dtype` all models are float32: transformers would keep the text
-        encoder in the precision of its file, and half of it does not go with the rest."""
+        encoder in the precision of its file, and half of it does not go with the rest. LoRA layers beside the models are
+        reported; `load_lora_weights` loads them."""
         if not kwargs.keys() & {"torch_dtype", "dtype"}:
             kwargs["torch_dtype"] = torch.float32
-        return super().from_pretrained(*args, **kwargs)
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        pipeline = super().from_pretrained(*args, **kwargs)
+        if lora_weights(source, **kwargs):
+            logger.warning(
+                f"{source} has LoRA layers, which are not loaded yet: call load_lora_weights({str(source)!r})"
+            )
+        return pipeline
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As the stock method.
+
+        Raises:
+            ValueError: if a model has LoRA layers, with what to do.
+        """
+        refuse_lora_layers(self)
+        super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_stable_diffusion(
@@ -124,6 +152,25 @@ class PQLatentsMixin:
         return convert_stable_diffusion(
             cls, cls._stock_class, base, autoencoder, pq_variant, init, torch_dtype, conv_in_map, **kwargs
         )
+
+    def _checked_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width of images in pixels, each by default that of the UNet.
+
+        Raises:
+            ValueError: if latents cannot have this size: stock pipelines then generate a smaller image.
+        """
+        sample = self.unet.config.sample_size
+        rows, columns = sample if isinstance(sample, (list, tuple)) else (sample, sample)
+        factor = self.vae_scale_factor
+        multiple = math.lcm(8, factor)  # 8: what stock pipelines demand
+        sizes = {"height": height or rows * factor, "width": width or columns * factor}
+        for side, length in sizes.items():
+            if length < 1 or length % multiple:
+                raise ValueError(
+                    f"{side} ({length}) must be a positive multiple of {multiple} pixels for an autoencoder with "
+                    f"F = {factor}: take {max(1, length // multiple) * multiple} or {(length // multiple + 1) * multiple}"
+                )
+        return sizes["height"], sizes["width"]
 
     def _images(
         self, latents: torch.Tensor, output_type: str, return_dict: bool, generator, quantize_latents: bool | float
@@ -207,6 +254,9 @@ def with_quantize_latents(stock_call: Callable) -> Callable:
     @torch.no_grad()
     def __call__(self, *args, quantize_latents: bool | float | None = None, **kwargs):
         way = self._checked_quantize(quantize_latents)
+        given = stock.bind_partial(self, *args, **kwargs).arguments
+        if given.get("height") or given.get("width"):
+            self._checked_size(given.get("height"), given.get("width"))
         if not self._shift and (way is True or not self._has_codewords):
             return stock_call(self, *args, **kwargs)  # AutoencoderPQ snaps by itself
         call = stock.bind(self, *args, **kwargs)

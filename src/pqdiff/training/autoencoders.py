@@ -16,10 +16,10 @@ from pqdiff.data.files import atomic_folder
 from pqdiff.data.images.crops import resize_and_crop, resize_to_cover
 from pqdiff.data.images.reading import to_tensor
 from pqdiff.fitting.closed_form import fit_closed_form
+from pqdiff.hub.local_paths import public_name
 from pqdiff.models.autoencoder_pq import AutoencoderPQ
 from pqdiff.models.presets import PRESETS, preset_config
 from pqdiff.training.arguments import check_keys, construct, structured
-from pqdiff.training.names import public_name
 from pqdiff.training.options import Options
 from pqdiff.training.run_options import positive
 from pqdiff.training.session import Session

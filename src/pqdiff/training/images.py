@@ -11,7 +11,7 @@ from PIL import Image
 from pqdiff.data.captions.captioned import SCENES, CaptionedImages, StreamedImages, open_captioned
 from pqdiff.data.images.crops import crop_and_resize, resize_and_crop
 from pqdiff.data.images.reading import to_tensor
-from pqdiff.training.names import public_name
+from pqdiff.hub.local_paths import public_name
 from pqdiff.training.options import Options
 from pqdiff.training.samples import ImageSamples, StreamedSamples
 

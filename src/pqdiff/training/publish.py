@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from pqdiff.adaptation.stages import Stage
-from pqdiff.training.names import public_name
+from pqdiff.hub.local_paths import public_name
 from pqdiff.training.options import Options
 from pqdiff.training.session import Session
 from pqdiff.training.validation import PromptValidation

@@ -1,6 +1,8 @@
 """The native search is built once, on first use. After any failure the plain search is used."""
 
+import fcntl
 import logging
+import os
 import platform
 import threading
 
@@ -21,6 +23,7 @@ def cache(tmp_path, monkeypatch):
     """An empty cache, and a process that has not looked for the library yet."""
     monkeypatch.setenv("PQDIFF_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setattr(build, "FLAGS", [flag.replace("-O3", "-O0") for flag in build.FLAGS])  # many builds
     search_native._load.cache_clear()
     backends._report.cache_clear()
     yield tmp_path / "cache"
@@ -71,15 +74,85 @@ def test_parallel_builds_leave_one_whole_library(cache, compiler):
     for thread in threads:
         thread.join()
     assert [library.pqdiff_search is not None for library in loaded] == [True] * 3
-    assert libraries(cache) == [build.library_name(compiler)]
+    assert {name.rpartition("-")[0] for name in libraries(cache)} == {build.library_name(compiler)}
+    assert all(path.suffix == ".so" for path in cache.iterdir())
 
 
-def test_a_damaged_library_is_built_again(cache, compiler):
-    cache.mkdir()
-    path = cache / build.library_name(compiler)
-    path.write_bytes(b"not a library")
+def built(cache):
+    """Path of the library, which is built now; the process then forgets it."""
     assert search_native.why_not() is None
-    assert path.stat().st_size > 1000
+    search_native._load.cache_clear()
+    (name,) = libraries(cache)
+    return cache / name
+
+
+def test_a_library_cut_short_or_changed_is_built_again_and_never_loaded(cache, compiler):
+    path = built(cache)
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], content[:-1] + b"?"):
+        path.unlink()  # the first one is still loaded
+        path.write_bytes(damaged)
+        assert built(cache).read_bytes() == content
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702])
+def test_a_library_to_which_others_may_write_is_built_again(cache, compiler, monkeypatch, mode):
+    monkeypatch.setattr(build, "_is_private_group", lambda group: False)
+    path = built(cache)
+    path.chmod(mode)
+    assert built(cache).stat().st_mode & 0o777 == 0o700
+
+
+def test_a_link_or_a_library_of_another_user_is_built_again(cache, compiler, tmp_path):
+    path = built(cache)
+    path.rename(tmp_path / "planted.so")
+    path.symlink_to(tmp_path / "planted.so")
+    assert not built(cache).is_symlink()
+    if os.getuid() == 0:
+        os.chown(path, 54321, -1)
+        assert built(cache).stat().st_uid == 0
+
+
+@pytest.mark.parametrize(("which", "mode"), [("cache", 0o1770), ("parent", 0o777)])
+def test_in_a_folder_to_which_others_may_write_nothing_is_loaded_or_kept(
+    cache, compiler, monkeypatch, caplog, which, mode
+):
+    monkeypatch.setattr(build, "_is_private_group", lambda group: False)
+    path = built(cache)
+    path.write_bytes(b"planted")
+    folder = cache if which == "cache" else cache.parent
+    folder.chmod(mode)
+    assert search_native.why_not() is None
+    assert f"Others may write to {folder}" in caplog.text
+    assert [file.read_bytes() for file in cache.iterdir()] == [b"planted"]
+
+
+def test_a_folder_of_another_user_is_not_used(cache, compiler, monkeypatch):
+    path = built(cache)
+    if os.getuid() == 0:
+        os.chown(cache, 54321, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 54321)
+    path.write_bytes(b"planted")
+    assert search_native.why_not() is None
+    assert [file.read_bytes() for file in cache.iterdir()] == [b"planted"]
+
+
+def test_a_folder_below_one_like_tmp_is_used(cache, compiler):
+    cache.parent.chmod(0o1777)
+    assert built(cache).is_file()
+
+
+def test_what_looks_like_a_lock_neither_hangs_nor_is_written_to(cache, compiler, tmp_path):
+    cache.mkdir(mode=0o700)
+    target = tmp_path / "valuable"
+    target.write_text("text")
+    lock = cache / f"{build.library_name(compiler)}.lock"
+    lock.symlink_to(target)
+    with open(target) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert built(cache).is_file()
+    assert target.read_text() == "text"
 
 
 def test_the_name_changes_with_source_compiler_and_machine(compiler, monkeypatch, tmp_path):
