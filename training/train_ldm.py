@@ -8,8 +8,6 @@ parts: `unet`, `text_encoder` and `scheduler`. The tokenizer is that of the scen
 continues from the models of a trained pipeline instead.
 """
 
-from pathlib import Path
-
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
@@ -54,7 +52,7 @@ def main(argv=None) -> None:
     stage = Stage(args.resolution, args.steps, args.learning_rate)
     session = Session(RunOptions.from_args(args), args.steps, "pqdiff-ldm")
     with session.accelerator.main_process_first():  # the main process writes the tokenizer that the others read
-        pipeline = build_pipeline(args)
+        pipeline = build_pipeline(args, session)
     vae, unet, text_encoder = pipeline.vae, pipeline.unet, pipeline.text_encoder
     if session.device.type == "cpu":  # the fused kernel's backward pass is many times slower there, in bf16
         unet.set_attn_processor(AttnProcessor())
@@ -86,11 +84,11 @@ def main(argv=None) -> None:
     if session.accelerator.is_main_process:
         for name, ema in session.ema.items():
             models[name].load_state_dict(ema.model.state_dict())
-        pipeline.save_pretrained(args.output_dir / "pipeline")
+        pipeline.save_pretrained(session.folder.claim("pipeline"))
     session.close()
 
 
-def build_pipeline(args) -> StableDiffusionPipeline:
+def build_pipeline(args, session: Session) -> StableDiffusionPipeline:
     """New UNet and text encoder beside a trained autoencoder, or those of `--init`, with its own autoencoder if no other
     one is given."""
     if args.init:
@@ -101,7 +99,7 @@ def build_pipeline(args) -> StableDiffusionPipeline:
     if args.tokenizer:
         tokenizer = CLIPTokenizer.from_pretrained(args.tokenizer)
     else:
-        tokenizer = build_scene_tokenizer(Path(args.output_dir) / "tokenizer")
+        tokenizer = build_scene_tokenizer(session.folder.claim("tokenizer"))
     torch.manual_seed(args.seed)
     check_keys("--model", args.model, ["unet", "text_encoder", "scheduler"])
     unet = construct(

@@ -95,7 +95,7 @@ def save_pipeline(
         return
     from pqdiff.hub.pipeline_cards import known_license, write_pipeline_card
 
-    pipeline, folder = validation.pipeline, session.output_dir / "pipeline"
+    pipeline, folder = validation.pipeline, session.folder.claim("pipeline")
     images = validation.generate()
     for component, ema in session.ema.items():
         getattr(pipeline, component).load_state_dict(ema.model.state_dict())
