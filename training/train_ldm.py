@@ -142,6 +142,8 @@ def load_pipeline(args) -> StableDiffusionPipeline:
     if args.autoencoder:
         pipeline.vae = frozen_autoencoder(args.autoencoder)
         check_fit(pipeline.vae, pipeline.text_encoder, pipeline.unet, pipeline.scheduler)
+    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    pipeline.unet.register_to_config(sample_size=args.resolution // factor)  # it generates at the size of its training
     pipeline.vae.eval().requires_grad_(False)
     return pipeline
 
