@@ -31,7 +31,7 @@ from pqdiff.training.session import Session
 from pqdiff.training.solve import solve_conv_in, solve_conv_out
 from pqdiff.training.sources import DataOptions, add_data_arguments, open_captioned_images, open_samples
 from pqdiff.training.stopping import run
-from pqdiff.training.text import frozen_states
+from pqdiff.training.text import SpellingNote, frozen_states
 from pqdiff.training.validation import PromptValidation, ValidationOptions, add_validation_arguments
 
 
@@ -100,6 +100,7 @@ def main(argv=None) -> PQStableDiffusionPipeline:
     validation = PromptValidation(session, ValidationOptions.from_args(args), pipeline)
     say_what_runs(session, pipeline, stages)
 
+    note_spelling = SpellingNote(session, pipeline.tokenizer)
     first, done = stage_at(stages, session.step)
     for number, stage in enumerate(stages[first:], start=first):
         set_trainable(unet, stage.trainable)
@@ -107,6 +108,7 @@ def main(argv=None) -> PQStableDiffusionPipeline:
         seed, stage_samples = args.seed + 1000 * number, samples[stage.resolution]
         for step in session.steps(stage_samples, stage, schedule, done=done, seed=seed, validate=validation):
             for batch in step.micro_batches():
+                note_spelling(batch["captions"])
                 sample = objective.noisy(latents_of(batch, vae, device), step.generators("noise"))
                 states = frozen_states(batch, pipeline, device)
                 with session.autocast():

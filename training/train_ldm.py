@@ -26,7 +26,7 @@ from pqdiff.training.schedule import ScheduleOptions
 from pqdiff.training.session import Session
 from pqdiff.training.sources import DataOptions, add_data_arguments, open_samples
 from pqdiff.training.stopping import run
-from pqdiff.training.text import encode_captions
+from pqdiff.training.text import SpellingNote, encode_captions
 from pqdiff.training.validation import PromptValidation, ValidationOptions, add_validation_arguments
 
 
@@ -72,8 +72,10 @@ def main(argv=None) -> None:
     batch_size = session.layout.global_batch_size
     session.say(f"{sum(p.numel() for p in parameters):,} parameters, {batch_size} samples a step")
 
+    note_spelling = SpellingNote(session, pipeline.tokenizer)
     for step in session.steps(samples, stage, ScheduleOptions.from_args(args), validate=validation):
         for batch in step.micro_batches():
+            note_spelling(batch["captions"])
             sample = objective.noisy(latents_of(batch, vae, session.device), step.generators("noise"))
             with session.autocast():
                 states = encode_captions(pipeline.tokenizer, wrapped["text_encoder"], batch["captions"])

@@ -27,6 +27,18 @@ def refusal(folder, config) -> str:
     return str(error.value)
 
 
+@pytest.mark.parametrize("place", ["photos", "photos/run", "link/run", "photos/../photos/run"])
+def test_a_run_does_not_write_where_data_are_read(tmp_path, place):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    parser = TrainerParser("A trainer.")
+    parser.add_argument("--dataset")
+    with pytest.raises(ValueError, match="would be trained on; choose a folder beside it"):
+        parser.parse(["--dataset", str(tmp_path / "photos"), "--output_dir", str(tmp_path / place)])
+    assert not list((tmp_path / "photos").iterdir())
+    assert parser.parse(["--dataset", str(tmp_path / "photos"), "--output_dir", str(tmp_path / "photos-run")])
+
+
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     args = parse("--batch_size", 3, config={"batch_size": 2, "seed": 7}, folder=tmp_path)
     assert (args.batch_size, args.seed, args.weight_decay) == (3, 7, 0.01)

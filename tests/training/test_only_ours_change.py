@@ -18,7 +18,7 @@ from tests.training.loops import open_session, train
 HARMLESS = ["photo.png", "notes/deep/a.txt", ".hidden", "my-checkpoint-1", "checkpoint-x/a", "out.log"]
 NAMES = [
     *HARMLESS,
-    *("config.yaml", "log.jsonl", "logs/events", "tokenizer/vocab.json"),
+    *("config.yaml", "log.jsonl", "data.json", "logs/events", "tokenizer/vocab.json"),
     *("init/config.json", "init/notes.txt", "autoencoder/config.json", "autoencoder/metrics.json", "pipeline/a.txt"),
     *("pipeline/unet/config.json", "vae/config.json", "discriminator/config.json", "validation/step-00000003.png"),
     *("checkpoint-00000003/progress.json", "checkpoint-00000099/progress.json", "checkpoint-7"),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pqdiff.training.arguments import TrainerParser
-from pqdiff.training.session import RESULTS
+from pqdiff.training.run_folder import RESULTS
 from tests.training.loops import Numbers, open_session, train
 from tests.training.support import fresh_process
 
@@ -60,6 +60,26 @@ def test_an_incomplete_checkpoint_gives_way_to_the_one_before_and_this_is_said(t
     assert f"{newest} is not complete, so the newest complete checkpoint before it" in capsys.readouterr().out
     train(session)
     assert json.loads((newest / "progress.json").read_text())["step"] == 6
+
+
+class _Counted(Numbers):
+    """Data of a known number of samples, with something to say."""
+
+    def __init__(self, count):
+        self.count, self.notes = count, ["a bucket is small"]
+
+    def __len__(self):
+        return self.count
+
+
+def test_data_that_changed_before_a_run_is_resumed_are_named_and_notes_on_data_are_said_once(tmp_path, capsys):
+    train(open_session(tmp_path), 3, samples=_Counted(40))
+    said = capsys.readouterr().out
+    assert said.count("a bucket is small") == 1
+    train(open_session(tmp_path, resume=True), 4, samples=_Counted(40))
+    assert "the data are not those" not in said + capsys.readouterr().out
+    train(open_session(tmp_path, resume=True), 6, samples=_Counted(20))
+    assert "the data are not those that this run began with (40 samples then, 20 now)" in capsys.readouterr().out
 
 
 class _Truncated(Numbers):

@@ -29,7 +29,8 @@ class TrainerParser(argparse.ArgumentParser):
         """Parsed flags; the config file gives defaults for flags that are not given.
 
         Raises:
-            ValueError: for a config file that cannot be read, or that has a key or value which no flag takes.
+            ValueError: for a config file that cannot be read, or that has a key or value which no flag takes, or for an
+                output folder in a folder of data.
         """
         known, _ = self.parse_known_args(argv)
         if known.config:
@@ -37,6 +38,7 @@ class TrainerParser(argparse.ArgumentParser):
         args = self.parse_args(argv)
         if args.output_dir is None:
             raise ValueError("--output_dir is missing: give the folder for checkpoints, log and result")
+        _check_output_dir(args)
         return args
 
     def _read(self, path: Path) -> dict:
@@ -103,6 +105,17 @@ def check_keys(flag: str, given: Any, known: list[str]) -> None:
     for key in given:
         if key not in known:
             raise ValueError(f"{flag}: unknown key {key}: {did_you_mean(str(key), known)}")
+
+
+def _check_output_dir(args: argparse.Namespace) -> None:
+    """ValueError if images that a run writes would be data of the next one."""
+    for flag in ("dataset", "validation_dataset", "solve_dataset"):
+        source = getattr(args, flag, None)
+        if source and Path(source).is_dir() and args.output_dir.resolve().is_relative_to(Path(source).resolve()):
+            raise ValueError(
+                f"--output_dir {args.output_dir} is in --{flag} {source}: images that the run writes would be trained on; "
+                "choose a folder beside it"
+            )
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -6,6 +6,10 @@ import shutil
 import stat
 from pathlib import Path
 
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+RESULTS = ("autoencoder", "discriminator", "pipeline", "vae")  # what trainers leave in the folder of a run
 MARKER = ".pqdiff-run"  # the names of the run's own entries, one a line; locked while the run lives
 
 
@@ -16,6 +20,7 @@ class RunFolder:
 
     Attributes:
         path: the folder.
+        is_locked: whether this process has the lock: that of the main process alone.
 
     Args:
         path: a folder that does not exist, is empty, or was taken by a run before.
@@ -27,7 +32,8 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path, lock: bool = True):
-        self.path = path = Path(path)
+        self.path, self.is_locked = Path(path), lock
+        path = self.path
         marker = path / MARKER
         if lock and path.exists() and not path.is_dir():
             raise ValueError(f"--output_dir {path} is a file: give a folder")
@@ -45,6 +51,25 @@ class RunFolder:
             raise ValueError(f"{marker} is not a file")
         if lock:
             self._lock()
+
+    def check_use(self, has_checkpoints: bool, resume: bool) -> None:
+        """Find out before the first step what would fail after the last one.
+
+        Raises:
+            ValueError: if there are checkpoints or results and the run is not to be resumed, or if something that the run
+                has not made is in the place of what it writes.
+        """
+        results = [name for name in RESULTS if self.owns(name) and (self.path / name).exists()]
+        if (has_checkpoints or results) and not resume:
+            held = "checkpoints" if has_checkpoints else "the result"
+            raise ValueError(
+                f"--output_dir {self.path} holds {held} of another run: add --resume to continue that run, or choose "
+                "another folder"
+            )
+        globs = map(self.path.glob, ("checkpoint-[0-9]*", ".checkpoint-*.partial"))
+        checkpoints = [path.name for paths in globs for path in paths]
+        for name in ("data.json", "validation", "init", "tokenizer", "logs", *RESULTS, *checkpoints):
+            self.check(name)
 
     def check(self, name: str) -> None:
         """Check that the run may make an entry of this name, or has made it before.
@@ -86,3 +111,18 @@ class RunFolder:
             raise ValueError(
                 f"--output_dir {self.path}: its file system cannot lock files ({error.strerror})"
             ) from None
+
+
+def take_folder(accelerator: Accelerator, path: Path) -> RunFolder:
+    """The folder of a run, for all ranks. If the main process cannot have it, no rank can."""
+    folder, problem = None, [None]
+    if accelerator.is_main_process:
+        try:
+            folder = RunFolder(path)
+        except (ValueError, OSError) as error:
+            problem = [str(error)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(problem)
+    if problem[0]:
+        raise ValueError(problem[0])
+    return folder or RunFolder(path, lock=False)

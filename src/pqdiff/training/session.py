@@ -8,21 +8,20 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import ProjectConfiguration
 from tqdm.auto import tqdm
 
 from pqdiff.adaptation.stages import Stage
-from pqdiff.training.batches import Layout, Samples
+from pqdiff.training.batches import Layout, Samples, share_batch
 from pqdiff.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from pqdiff.training.data_record import compare_data
 from pqdiff.training.ema import EMA
 from pqdiff.training.log import TrainingLog
-from pqdiff.training.run_folder import RunFolder
+from pqdiff.training.run_folder import take_folder
 from pqdiff.training.run_options import RunOptions, changed_arguments, write_config
 from pqdiff.training.schedule import ScheduleOptions
 from pqdiff.training.step import Step
 from pqdiff.training.stopping import StopSignals, TrainingStopped
-
-RESULTS = ("autoencoder", "discriminator", "pipeline", "vae")  # what trainers leave in the folder of a run
 
 
 class Session:
@@ -76,8 +75,9 @@ class Session:
         )
         self.device = self.accelerator.device
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        batch_size = options.batch_size or _batch_size_of_a_process(options, processes, global_batch_size)
-        self.layout = Layout(batch_size, options.gradient_accumulation_steps, processes, rank)
+        micro_steps = options.gradient_accumulation_steps
+        batch_size = options.batch_size or share_batch(global_batch_size, micro_steps, processes)
+        self.layout = Layout(batch_size, micro_steps, processes, rank)
         found = {"mixed_precision": self.accelerator.mixed_precision, "batch_size": batch_size}
         self.options = dataclasses.replace(options, **found, arguments={**options.arguments, **found})
         self.ema: dict[str, EMA] = {}
@@ -87,19 +87,9 @@ class Session:
         self._optimizers: tuple[torch.optim.Optimizer, ...] = ()
         if options.report_to and not self.accelerator.log_with:
             raise ValueError(f"--report_to ({options.report_to}): that tracker is not installed")
-        self.folder = self._take_folder()
+        self.folder = take_folder(self.accelerator, self.output_dir)
         checkpoint, damaged = find_checkpoint(self.folder)
-        held = "checkpoints" if checkpoint or damaged else "the result"
-        results = [name for name in RESULTS if self.folder.owns(name) and (self.output_dir / name).exists()]
-        if (checkpoint or damaged or results) and not options.resume:
-            raise ValueError(
-                f"--output_dir {self.output_dir} holds {held} of another run: add --resume to continue that run, "
-                "or choose another folder"
-            )
-        globs = map(self.output_dir.glob, ("checkpoint-[0-9]*", ".checkpoint-*.partial"))
-        checkpoints = [path.name for paths in globs for path in paths]
-        for name in ("validation", "init", "tokenizer", "logs", *RESULTS, *checkpoints):
-            self.folder.check(name)  # not only after the last step
+        self.folder.check_use(bool(checkpoint or damaged), options.resume)
         self.folder.claim("log.jsonl")
         self.log = TrainingLog(self.accelerator, self.output_dir / "log.jsonl", bool(options.report_to))
         self.checkpoint, self.step = checkpoint or (None, 0)
@@ -184,9 +174,11 @@ class Session:
         """
         done = self.step if done is None else done
         seed = self.options.seed if seed is None else seed
+        for note in compare_data(self.folder, samples, seed, resumed=self.checkpoint is not None):
+            self.say(note)
         batches = samples.batches(self.layout, seed, done, stage.steps, self.options.dataloader_workers)
         for number in range(done, stage.steps):
-            micro_batches = self._load_samples(batches)
+            micro_batches = self._load_samples(samples, batches)
             rate = schedule.learning_rate(stage, number)
             for group in self._groups():
                 group["lr"] = group.get("peak", 1.0) * rate
@@ -234,13 +226,15 @@ class Session:
                 "the same command with --resume goes on"
             )
 
-    def _load_samples(self, batches: Iterator[list[dict]]) -> list[dict]:
+    def _load_samples(self, samples: Samples, batches: Iterator[list[dict]]) -> list[dict]:
         """The micro-batches of the next step. If a rank cannot load them, all ranks save the steps before and stop."""
         micro_batches, problem = [], None
         try:
             micro_batches = next(batches)
         except (ValueError, OSError) as error:
             problem = str(error)
+        while notes := getattr(samples, "notes", None):
+            self.say(notes.pop(0))
         if self._on_any_rank(problem is not None):
             problem = problem or "another process could not load its samples"
             if self.step:
@@ -277,20 +271,6 @@ class Session:
         """Parameter groups of all optimizers."""
         return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
-    def _take_folder(self) -> RunFolder:
-        """The folder of the run. If the main process cannot have it, no rank can."""
-        folder, problem = None, [None]
-        if self.accelerator.is_main_process:
-            try:
-                folder = RunFolder(self.output_dir)
-            except (ValueError, OSError) as error:
-                problem = [str(error)]
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(problem)
-        if problem[0]:
-            raise ValueError(problem[0])
-        return folder or RunFolder(self.output_dir, lock=False)
-
     def _write_config(self) -> list[str]:
         """Write OUTPUT_DIR/config.yaml; returns what differs from the arguments of the run that is resumed."""
         changed, path, arguments = [], self.folder.claim("config.yaml"), self.options.arguments
@@ -318,15 +298,3 @@ class Session:
             self.log.cut(0)  # lines of a run that was killed before its first checkpoint
             if options.resume:
                 self.say(f"no complete checkpoint in {self.output_dir} yet: starting from the beginning")
-
-
-def _batch_size_of_a_process(options: RunOptions, processes: int, global_batch_size: int) -> int:
-    """Samples per process and micro-step that make up a given global batch."""
-    micro_steps = options.gradient_accumulation_steps
-    size, rest = divmod(global_batch_size, processes * micro_steps)
-    if rest:
-        raise ValueError(
-            f"--batch_size is missing: {global_batch_size} samples a step cannot be shared by {processes} process(es) "
-            f"times {micro_steps} micro-step(s) (--gradient_accumulation_steps)"
-        )
-    return size
