@@ -5,12 +5,10 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pqdiff.suggestions import did_you_mean
 from pqdiff.training.run_options import add_run_arguments
 from pqdiff.training.schedule import add_schedule_arguments
-from pqdiff.yaml_text import parse_yaml
+from pqdiff.yaml_text import parse_yaml, read_yaml
 
 
 class TrainerParser(argparse.ArgumentParser):
@@ -43,9 +41,9 @@ class TrainerParser(argparse.ArgumentParser):
 
     def _read(self, path: Path) -> dict:
         try:
-            values = parse_yaml(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"--config {path}: {' '.join(str(error).split())}") from None
+            values = read_yaml(path)
+        except ValueError as error:
+            raise ValueError(f"--config {error}") from None
         actions = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
         check_keys(f"--config {path}", values, sorted(actions))
         return {key: self._converted(actions[key], value, path) for key, value in values.items()}
@@ -81,7 +79,7 @@ def structured(value):
         return value
     try:
         return parse_yaml(value)
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise argparse.ArgumentTypeError(f"not YAML: {error}") from None
 
 
