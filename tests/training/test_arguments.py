@@ -4,6 +4,7 @@ import pytest
 import yaml
 from diffusers import UNet2DConditionModel
 
+from pqdiff import AutoencoderPQ
 from pqdiff.training.arguments import TrainerParser, check_keys, construct, structured
 from pqdiff.training.run_options import write_config
 
@@ -139,3 +140,19 @@ def test_only_mappings_have_keys(given):
 class _Pair:
     def __init__(self, a, b):
         self.values = (a, b)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (UNet2DConditionModel, {"layers_per_block": 10**9}),
+        (UNet2DConditionModel, {"transformer_layers_per_block": [1, 10**9, 1, 1]}),
+        (
+            AutoencoderPQ,
+            {"transform_type": "sum", "transform_config": {"parts": [{"config": {"layers_per_block": 10**9}}]}},
+        ),
+    ],
+)
+def test_models_without_end_are_refused_before_they_are_built(kind, given):
+    with pytest.raises(ValueError, match=r"--model: \w*layers_per_block \(.*1000000000.*\) must be at most 1000"):
+        construct(kind, "--model", given)
