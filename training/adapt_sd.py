@@ -31,7 +31,7 @@ from pqdiff.training.session import Session
 from pqdiff.training.solve import solve_conv_in, solve_conv_out
 from pqdiff.training.sources import DataOptions, add_data_arguments, open_captioned_images, open_samples
 from pqdiff.training.stopping import run
-from pqdiff.training.text import frozen_states
+from pqdiff.training.text import SpellingNote, frozen_states
 from pqdiff.training.validation import PromptValidation, ValidationOptions, add_validation_arguments
 
 
@@ -47,7 +47,7 @@ def parse(argv=None):
     model.add_argument("--solve_dataset", help="with lstsq: images to solve conv_in from; default: --dataset")
     model.add_argument("--noise_shift", type=float, default=1.0, help="factor on noise / signal at every timestep")
     model.add_argument("--prediction_type", choices=TRAINED_PREDICTION_TYPES, help="default: the base's")
-    model.add_argument("--sample_size", type=int, help="default side of the latents; default: the variant's")
+    model.add_argument("--sample_size", type=int, help="default side of the latents; default: as trained")
     model.add_argument("--lora_rank", type=int, default=16, help="rank in stages with trainable: lora")
     model.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
     parser.add_argument("--stages", type=structured, help="YAML list of {resolution, steps, learning_rate, trainable}")
@@ -73,6 +73,9 @@ def main(argv=None) -> PQStableDiffusionPipeline:
     data, device = DataOptions.from_args(args), session.device
     pipeline = build_pipeline(session, args, data, variant, base, autoencoder, stages[0].resolution)
     unet, vae = pipeline.unet, pipeline.vae
+    # What is saved generates at the size that it was trained at last.
+    trained = stages[-1].resolution // pipeline.vae_scale_factor if args.stages else variant.sample_size
+    unet.register_to_config(sample_size=args.sample_size or trained)
     objective = DiffusionObjective.from_options(pipeline.scheduler, ObjectiveOptions.from_args(args))
     # All are opened before the first step, so that a mistake in a later stage shows now.
     samples = {
@@ -97,6 +100,7 @@ def main(argv=None) -> PQStableDiffusionPipeline:
     validation = PromptValidation(session, ValidationOptions.from_args(args), pipeline)
     say_what_runs(session, pipeline, stages)
 
+    note_spelling = SpellingNote(session, pipeline.tokenizer)
     first, done = stage_at(stages, session.step)
     for number, stage in enumerate(stages[first:], start=first):
         set_trainable(unet, stage.trainable)
@@ -104,6 +108,7 @@ def main(argv=None) -> PQStableDiffusionPipeline:
         seed, stage_samples = args.seed + 1000 * number, samples[stage.resolution]
         for step in session.steps(stage_samples, stage, schedule, done=done, seed=seed, validate=validation):
             for batch in step.micro_batches():
+                note_spelling(batch["captions"])
                 sample = objective.noisy(latents_of(batch, vae, device), step.generators("noise"))
                 states = frozen_states(batch, pipeline, device)
                 with session.autocast():
@@ -146,8 +151,6 @@ def build_pipeline(
     pipeline = PQStableDiffusionPipeline.from_stable_diffusion(
         base, vae, pq_variant=variant, init=init, conv_in_map=conv_in_map
     )
-    if args.sample_size:
-        pipeline.unet.register_to_config(sample_size=args.sample_size)
     if args.prediction_type:
         config = {"prediction_type": args.prediction_type}
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **config)

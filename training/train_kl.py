@@ -67,7 +67,7 @@ def main(argv=None) -> None:
         result = session.ema["model"].model.autoencoder if session.ema else model
         if not args.freeze_encoder:
             result.register_to_config(scaling_factor=round(latent_scale(result, scenes), 4))
-        result.save_pretrained(args.output_dir / "vae")
+        result.save_pretrained(session.folder.claim("vae"))
     session.close()
 
 

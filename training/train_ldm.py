@@ -8,8 +8,6 @@ parts: `unet`, `text_encoder` and `scheduler`. The tokenizer is that of the scen
 continues from the models of a trained pipeline instead.
 """
 
-from pathlib import Path
-
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
@@ -28,7 +26,7 @@ from pqdiff.training.schedule import ScheduleOptions
 from pqdiff.training.session import Session
 from pqdiff.training.sources import DataOptions, add_data_arguments, open_samples
 from pqdiff.training.stopping import run
-from pqdiff.training.text import encode_captions
+from pqdiff.training.text import SpellingNote, encode_captions
 from pqdiff.training.validation import PromptValidation, ValidationOptions, add_validation_arguments
 
 
@@ -54,7 +52,7 @@ def main(argv=None) -> None:
     stage = Stage(args.resolution, args.steps, args.learning_rate)
     session = Session(RunOptions.from_args(args), args.steps, "pqdiff-ldm")
     with session.accelerator.main_process_first():  # the main process writes the tokenizer that the others read
-        pipeline = build_pipeline(args)
+        pipeline = build_pipeline(args, session)
     vae, unet, text_encoder = pipeline.vae, pipeline.unet, pipeline.text_encoder
     if session.device.type == "cpu":  # the fused kernel's backward pass is many times slower there, in bf16
         unet.set_attn_processor(AttnProcessor())
@@ -74,8 +72,10 @@ def main(argv=None) -> None:
     batch_size = session.layout.global_batch_size
     session.say(f"{sum(p.numel() for p in parameters):,} parameters, {batch_size} samples a step")
 
+    note_spelling = SpellingNote(session, pipeline.tokenizer)
     for step in session.steps(samples, stage, ScheduleOptions.from_args(args), validate=validation):
         for batch in step.micro_batches():
+            note_spelling(batch["captions"])
             sample = objective.noisy(latents_of(batch, vae, session.device), step.generators("noise"))
             with session.autocast():
                 states = encode_captions(pipeline.tokenizer, wrapped["text_encoder"], batch["captions"])
@@ -86,11 +86,11 @@ def main(argv=None) -> None:
     if session.accelerator.is_main_process:
         for name, ema in session.ema.items():
             models[name].load_state_dict(ema.model.state_dict())
-        pipeline.save_pretrained(args.output_dir / "pipeline")
+        pipeline.save_pretrained(session.folder.claim("pipeline"))
     session.close()
 
 
-def build_pipeline(args) -> StableDiffusionPipeline:
+def build_pipeline(args, session: Session) -> StableDiffusionPipeline:
     """New UNet and text encoder beside a trained autoencoder, or those of `--init`, with its own autoencoder if no other
     one is given."""
     if args.init:
@@ -101,7 +101,7 @@ def build_pipeline(args) -> StableDiffusionPipeline:
     if args.tokenizer:
         tokenizer = CLIPTokenizer.from_pretrained(args.tokenizer)
     else:
-        tokenizer = build_scene_tokenizer(Path(args.output_dir) / "tokenizer")
+        tokenizer = build_scene_tokenizer(session.folder.claim("tokenizer"))
     torch.manual_seed(args.seed)
     check_keys("--model", args.model, ["unet", "text_encoder", "scheduler"])
     unet = construct(
@@ -144,6 +144,8 @@ def load_pipeline(args) -> StableDiffusionPipeline:
     if args.autoencoder:
         pipeline.vae = frozen_autoencoder(args.autoencoder)
         check_fit(pipeline.vae, pipeline.text_encoder, pipeline.unet, pipeline.scheduler)
+    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    pipeline.unet.register_to_config(sample_size=args.resolution // factor)  # it generates at the size of its training
     pipeline.vae.eval().requires_grad_(False)
     return pipeline
 

@@ -128,9 +128,9 @@ def main(argv=None) -> AutoencoderPQ:
                 step.backward(loss, log=False)
                 step.update(disc_optimizers[0])
                 logs |= disc_logs
-            restarts.count(indices)
+            restarts.count(indices, batch["pixels"], step.number)
         autoencoder.quantizer.after_step(step.number)
-        restarts.step(step.number, pixels, optimizer)
+        restarts.step(step.number, optimizer)
         step.log(learning_rate=args.learning_rate * step.learning_rate)
         if step.is_logged:
             step.log(**numbers_for_log({**logs, **quantizer_logs}, indices, autoencoder))
@@ -139,7 +139,7 @@ def main(argv=None) -> AutoencoderPQ:
     # On every rank, so that all return the same model.
     measure_latents(result, center_crops(spread(images, args.fit_images, args.seed), args.resolution))
     if session.accelerator.is_main_process and discriminator is not None:
-        discriminator.save_pretrained(args.output_dir / "discriminator")
+        discriminator.save_pretrained(session.folder.claim("discriminator"))
     evaluation = None
     if validation is not None:
         evaluation = TokenizerEvaluation(

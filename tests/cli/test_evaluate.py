@@ -26,7 +26,7 @@ def test_evaluate_writes_what_it_prints(tmp_path, pqdiff, f8, f16):
     assert metrics["bits_per_pixel"] == pytest.approx(9)
     assert 0 < metrics["entropy_bits_per_pixel"] < 9
     assert metrics["psnr_image_mean"] >= metrics["psnr_dataset"] > report[str(f16)]["metrics"]["psnr_dataset"]
-    table = pqdiff(*arguments)
+    table = pqdiff(*arguments, "--force")
     assert_done(table)
     assert "5 images at 32 px" in table.out
     assert str(output) in table.out.replace("\n", "")

@@ -206,7 +206,7 @@ def test_a_prompt_that_is_no_scene_is_generated_with_a_note(pqdiff, scene_pq, le
     assert f"{FOX!r} does not describe one" in result.out
     assert parse_caption(EXAMPLE) is not None
     assert EXAMPLE in result.out
-    other = pqdiff("generate", FOX, "-m", letters, *options)  # a model of anything
+    other = pqdiff("generate", FOX, "-m", letters, *options, "--force")  # a model of anything
     assert_done(other)
     assert "scenes" not in other.out
 

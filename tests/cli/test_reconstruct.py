@@ -62,7 +62,7 @@ def test_reconstruct_takes_images_of_any_size(tmp_path, pqdiff, f8, size):
     row = json.loads(result.out)["results"][0]
     assert (row["ssim"] is None) == (min(size) < 11)
     assert pixels_of(tmp_path / "out" / "a.tiny-f8.png").shape == (*size, 3)
-    table = pqdiff("reconstruct", original, "-o", tmp_path / "out", "-m", f8)
+    table = pqdiff("reconstruct", original, "-o", tmp_path / "out", "-m", f8, "--force")
     assert_done(table)
     assert ("-" in table.out.split("tiny-f8")[1].split()) == (min(size) < 11)
 

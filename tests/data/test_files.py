@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from pqdiff.data.files import atomic_file, atomic_folder
+from pqdiff.data.files import atomic_file, atomic_folder, check_new_file, check_new_folder, updated_folder
 
 INTERRUPTIONS = (ValueError, OSError, KeyboardInterrupt, SystemExit)
 
@@ -63,8 +63,8 @@ def test_an_interrupted_file_keeps_the_older_one(tmp_path, interruption):
 
 def test_a_file_cannot_take_the_place_of_a_folder(tmp_path):
     (tmp_path / "x").mkdir()
-    with pytest.raises(OSError, match="x"), atomic_file(tmp_path / "x") as temporary:
-        temporary.write_text("whole")
+    with pytest.raises(ValueError, match="x is a folder: give a file"), atomic_file(tmp_path / "x"):
+        pytest.fail("the work began")
     assert [path.name for path in tmp_path.rglob("*")] == ["x"]
 
 
@@ -132,7 +132,7 @@ def test_what_exists_is_refused_before_the_block_runs(tmp_path, kind):
 
 def test_a_folder_that_fills_up_meanwhile_is_not_overwritten(tmp_path):
     target = tmp_path / "model"
-    with pytest.raises(OSError, match="model"), atomic_folder(target) as temporary:  # noqa: PT012
+    with pytest.raises(ValueError, match="model"), atomic_folder(target) as temporary:  # noqa: PT012
         (temporary / "x.txt").write_text("ours")
         target.mkdir()
         (target / "x.txt").write_text("theirs")
@@ -144,3 +144,78 @@ def test_permissions_of_a_folder_follow_the_umask(tmp_path, umask):
     with atomic_folder(tmp_path / "model") as temporary:
         (temporary / "x.txt").write_text("whole")
     assert permissions(tmp_path / "model") == 0o777 & ~umask
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "under a file", "too long", "zero byte", "circle of links"])
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, kind):
+    (tmp_path / "file").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    paths = {"device": "/dev/null", "under a file": "file/x", "too long": 256 * "x", "zero byte": "a\0b"}
+    path = tmp_path / {**paths, "circle of links": "circle"}.get(kind, kind)
+    for check in (check_new_file, check_new_folder, lambda path: check_new_file(path, force=True)):
+        with pytest.raises(ValueError, match=r"give a file|cannot be written|exists already|link to nothing"):
+            check(path)
+    with pytest.raises(ValueError, match=r"give a file|cannot be written"), atomic_file(path):
+        pytest.fail("the work began")
+    assert not stat.S_ISREG(os.stat("/dev/null").st_mode)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["circle", "file", "pipe"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_refused_before_the_work(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ValueError, match="is not a folder that can be written to"):
+        check_new_file(tmp_path / "a" / "x.txt")
+
+
+def test_a_file_is_replaced_only_with_force(tmp_path):
+    (tmp_path / "x").write_text("mine")
+    check_new_file(tmp_path / "x", force=True)
+    check_new_file(tmp_path / "new" / "x")
+    with pytest.raises(ValueError, match="x exists already: add --force to replace it, or choose another name"):
+        check_new_file(tmp_path / "x")
+
+
+@pytest.mark.parametrize("length", [241, 255])
+def test_names_may_be_as_long_as_the_file_system_takes(tmp_path, length):
+    name = (length - 4) * "x" + ".txt"
+    with atomic_file(tmp_path / name) as temporary:
+        temporary.write_text("whole")
+    with atomic_folder(tmp_path / name[1:]) as temporary:
+        (temporary / name).write_text("whole")
+    assert (tmp_path / name).read_text() == (tmp_path / name[1:] / name).read_text() == "whole"
+
+
+def test_a_link_to_a_file_stays_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "x.txt")
+    for text in ("first", "second"):
+        with atomic_file(tmp_path / "link") as temporary:
+            temporary.write_text(text)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "there" / "x.txt").read_text() == text
+
+
+@pytest.mark.parametrize("kind", ["link", "here"])
+def test_a_folder_that_cannot_be_renamed_is_filled(tmp_path, monkeypatch, kind):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
+    with atomic_folder(tmp_path / "link" if kind == "link" else ".") as temporary:
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "x.txt").write_text("whole")
+    assert [path.name for path in sorted((tmp_path / "there").rglob("*"))] == ["deep", "x.txt"]
+    assert os.listdir() == ["deep"]  # the shell is still in it
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_folder_is_updated_without_losing_what_others_put_into_it(tmp_path):
+    for text in ("first", "second"):
+        with updated_folder(tmp_path / "model") as temporary:
+            (temporary / "deep").mkdir()
+            (temporary / "deep" / "x.txt").write_text(text)
+        (tmp_path / "model" / "notes.txt").write_text("mine")
+        (tmp_path / "model" / "deep" / "notes.txt").write_text("mine")
+    assert (tmp_path / "model" / "deep" / "x.txt").read_text() == "second"
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3

@@ -248,3 +248,29 @@ def test_bases_start_orthonormal():
 def test_numbers_that_do_not_fit_are_named_at_construction(overrides, message):
     with pytest.raises(ValueError, match=message):
         ClassifiedProductQuantizer(8, **{**CONFIG, "hidden_channels": 4, **overrides})
+
+
+def test_bases_stay_orthonormal_while_they_learn():
+    torch.manual_seed(0)
+    quantizer = ClassifiedProductQuantizer(8, **CONFIG)
+    optimizer = torch.optim.Adam(quantizer.parameters(), 0.01)
+
+    def drift():
+        product = quantizer.rotations @ quantizer.rotations.transpose(1, 2)
+        return float((product - torch.eye(product.shape[1])).abs().max().detach())
+
+    for step in range(20):
+        optimizer.zero_grad()
+        quantizer.rotations.square().mul(torch.rand_like(quantizer.rotations)).sum().backward()
+        optimizer.step()
+        before = drift()
+        quantizer.after_step(step)
+        assert before > 1e-3
+        assert drift() < before / 10
+    for step in range(3):
+        quantizer.after_step(step)
+    assert drift() < 1e-5
+    quantizer.requires_grad_(False)
+    frozen = quantizer.rotations.clone()
+    quantizer.after_step(0)
+    assert torch.equal(quantizer.rotations, frozen)

@@ -30,7 +30,7 @@ def open_session(output_dir, total_steps=6, global_batch_size=None, **options) -
     return Session(RunOptions.from_args(args), total_steps, "test", global_batch_size)
 
 
-def train(session, until=None, factors=None, signal_at=None, validate=None):
+def train(session, until=None, factors=None, signal_at=None, validate=None, samples=None):
     """Train to the step `until`; returns the layer. The loss is multiplied by `factors`, one for each step; `signal_at`
     is a step and a function that is called in it."""
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def train(session, until=None, factors=None, signal_at=None, validate=None):
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     session.start_ema({"model": model})
     wrapped, optimizer = session.prepare({"model": model}, optimizer)
-    for step in session.steps(Numbers(), Stage(1, until or session.total_steps, 0.1), validate=validate):
+    for step in session.steps(samples or Numbers(), Stage(1, until or session.total_steps, 0.1), validate=validate):
         for _ in step.micro_batches():
             loss = wrapped["model"](torch.ones(1, 2)).square().mean()
             step.backward(loss * factors[step.number] if factors else loss)

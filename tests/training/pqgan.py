@@ -89,14 +89,12 @@ def _train_and_keep(argv: list[str], rank: int, port: int, folder: Path) -> None
 
 
 def whole_state(output_dir: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint: both models, the average, both optimizers and what counts codewords."""
+    """Every tensor of a checkpoint: both models, the average, both optimizers and which codewords were used."""
     state, folder = state_of(output_dir, step), output_dir / f"checkpoint-{step:08d}"
     if (folder / "optimizer_1.bin").exists():
         optimizer = torch.load(folder / "optimizer_1.bin", weights_only=True)
         for number, values in optimizer["state"].items():
             state |= {f"optimizer_1 {number} {name}": value for name, value in values.items()}
-    for path in folder.glob("custom_checkpoint_*.pkl"):
-        state |= {f"{path.name} {name}": value for name, value in torch.load(path, weights_only=True).items()}
     return state
 
 

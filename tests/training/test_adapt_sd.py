@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
@@ -15,7 +16,7 @@ from pqdiff import PQStableDiffusionPipeline
 from pqdiff.adaptation.variants import load_variant
 from pqdiff.hub.pipelines import load_pipeline
 from pqdiff.training.stopping import run
-from tests.tiny import SIDE, tiny_kl_autoencoder
+from tests.tiny import BASE_CHANNELS, SIDE, tiny_autoencoder, tiny_base_pipeline, tiny_kl_autoencoder, tiny_unet
 from tests.training.support import (
     REFERENCE,
     STAGES,
@@ -281,7 +282,24 @@ def test_a_variant_gives_what_flags_leave_open(models, tmp_path):
     assert pipe.unet.config.in_channels == pipe.vae.config.latent_channels == 128
     done = load_variant(tmp_path / "pipeline" / "variant.yaml")
     assert (done.name, done.base, done.autoencoder) == ("quick", "base", load_variant("quick").autoencoder)
-    assert done.resolution == 16 * pipe.unet.config.sample_size > 64
+    assert done.resolution == 16 * pipe.unet.config.sample_size == 64
+
+
+@pytest.mark.parametrize("sample_size", [16, [16, 24]])
+def test_what_is_saved_generates_at_the_size_that_it_was_trained_at_last(models, tmp_path, sample_size):
+    """The base is F2 and for 32 px, or for images that are not square; the new latents are F4."""
+    base = tiny_base_pipeline(unet=tiny_unet(BASE_CHANNELS, sample_size=sample_size))
+    base.save_pretrained(tmp_path / "base")
+    f4 = {"transform_config": {"patch_size": 4}, "latent_channels": 8}
+    tiny_autoencoder(linear=True, **f4).save_pretrained(tmp_path / "f4")
+    places = {"base": tmp_path / "base", "autoencoder": tmp_path / "f4"}
+    stages = [*one_stage(1, resolution=16), *one_stage(1)]
+    adapt(models, tmp_path / "run", **places, stages=stages)
+    pipe = PQStableDiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a", num_inference_steps=1).images[0].size == (SIDE, SIDE)
+    done = yaml.safe_load((tmp_path / "run" / "pipeline" / "variant.yaml").read_text())
+    assert (done["sample_size"], done["resolution"]) == (SIDE // 4, SIDE)
 
 
 # Mistakes.

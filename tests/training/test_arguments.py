@@ -4,6 +4,7 @@ import pytest
 import yaml
 from diffusers import UNet2DConditionModel
 
+from pqdiff import AutoencoderPQ
 from pqdiff.training.arguments import TrainerParser, check_keys, construct, structured
 from pqdiff.training.run_options import write_config
 
@@ -25,6 +26,18 @@ def refusal(folder, config) -> str:
         parse(config=config, folder=folder)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+@pytest.mark.parametrize("place", ["photos", "photos/run", "link/run", "photos/../photos/run"])
+def test_a_run_does_not_write_where_data_are_read(tmp_path, place):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    parser = TrainerParser("A trainer.")
+    parser.add_argument("--dataset")
+    with pytest.raises(ValueError, match="would be trained on; choose a folder beside it"):
+        parser.parse(["--dataset", str(tmp_path / "photos"), "--output_dir", str(tmp_path / place)])
+    assert not list((tmp_path / "photos").iterdir())
+    assert parser.parse(["--dataset", str(tmp_path / "photos"), "--output_dir", str(tmp_path / "photos-run")])
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
@@ -127,3 +140,19 @@ def test_only_mappings_have_keys(given):
 class _Pair:
     def __init__(self, a, b):
         self.values = (a, b)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (UNet2DConditionModel, {"layers_per_block": 10**9}),
+        (UNet2DConditionModel, {"transformer_layers_per_block": [1, 10**9, 1, 1]}),
+        (
+            AutoencoderPQ,
+            {"transform_type": "sum", "transform_config": {"parts": [{"config": {"layers_per_block": 10**9}}]}},
+        ),
+    ],
+)
+def test_models_without_end_are_refused_before_they_are_built(kind, given):
+    with pytest.raises(ValueError, match=r"--model: \w*layers_per_block \(.*1000000000.*\) must be at most 1000"):
+        construct(kind, "--model", given)

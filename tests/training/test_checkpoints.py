@@ -1,14 +1,19 @@
 """Checkpoints are complete or not there."""
 
 import json
+import pathlib
+import pickle
 import shutil
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 
-from pqdiff.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from pqdiff.training import checkpoints
+from pqdiff.training.checkpoints import find_checkpoint, load_checkpoint
+from pqdiff.training.run_folder import MARKER, RunFolder
 
 
 @pytest.fixture
@@ -19,7 +24,15 @@ def training():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), 0.1))
     step(model, optimizer)
-    return accelerator, model, optimizer, {"model": nn.Linear(2, 2)}
+    return accelerator, model, optimizer, {"ema_model": nn.Linear(2, 2)}
+
+
+def save_checkpoint(accelerator, folder, *arguments):
+    return checkpoints.save_checkpoint(accelerator, RunFolder(folder), *arguments)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != MARKER)
 
 
 def step(model, optimizer):
@@ -29,7 +42,7 @@ def step(model, optimizer):
 
 
 def values(model, optimizer, ema):
-    state = [*model.state_dict().values(), *ema["model"].state_dict().values()]
+    state = [*model.state_dict().values(), *ema["ema_model"].state_dict().values()]
     return [t.clone() for t in [*state, *(v for s in optimizer.state_dict()["state"].values() for v in s.values())]]
 
 
@@ -38,8 +51,8 @@ def test_what_is_saved_comes_back(training, tmp_path):
     folder = save_checkpoint(accelerator, tmp_path, 7, ema, 2)
     saved, drawn = values(model, optimizer, ema), torch.rand(3)
     step(model, optimizer)
-    nn.init.zeros_(ema["model"].weight)
-    assert find_checkpoint(tmp_path) == (folder, 7)
+    nn.init.zeros_(ema["ema_model"].weight)
+    assert find_checkpoint(RunFolder(tmp_path)) == ((folder, 7), [])
     assert load_checkpoint(accelerator, folder, ema) == 7
     assert all(torch.equal(a, b) for a, b in zip(values(model, optimizer, ema), saved, strict=True))
     assert torch.equal(torch.rand(3), drawn)
@@ -49,18 +62,20 @@ def test_old_ones_are_removed_down_to_the_limit(training, tmp_path):
     accelerator, _, _, ema = training
     for number in (1, 2, 9, 10):
         save_checkpoint(accelerator, tmp_path, number, ema, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000009", "checkpoint-00000010"]
+    assert names(tmp_path) == ["checkpoint-00000009", "checkpoint-00000010"]
 
 
 def test_folders_that_are_not_complete_are_not_found_and_give_way(training, tmp_path):
     accelerator, _, _, ema = training
     complete = save_checkpoint(accelerator, tmp_path, 3, ema, 5)
+    for name in ("checkpoint-00000004", "checkpoint-00000001"):
+        RunFolder(tmp_path).claim(name)
     for name in (".checkpoint-00000004.partial", ".checkpoint-00000001.partial"):
         (tmp_path / name / "inside").mkdir(parents=True)
         (tmp_path / name / "model.safetensors").write_bytes(b"half")
-    assert find_checkpoint(tmp_path) == (complete, 3)
+    assert find_checkpoint(RunFolder(tmp_path)) == ((complete, 3), [])
     save_checkpoint(accelerator, tmp_path, 4, ema, 5)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000003", "checkpoint-00000004"]
+    assert names(tmp_path) == ["checkpoint-00000003", "checkpoint-00000004"]
     assert not (tmp_path / "checkpoint-00000004" / "inside").exists()
 
 
@@ -75,11 +90,18 @@ def test_the_same_step_may_be_saved_again(training, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(values(model, optimizer, ema), saved, strict=True))
 
 
-def test_the_newest_is_the_one_with_the_highest_step(tmp_path):
-    assert find_checkpoint(tmp_path / "nowhere") is None
-    for name in ("checkpoint-9", "checkpoint-00000010", "checkpoint-x", "checkpoint-11-old", ".checkpoint-12.partial"):
-        (tmp_path / name).mkdir()
-    assert find_checkpoint(tmp_path) == (tmp_path / "checkpoint-00000010", 10)
+def test_the_newest_complete_one_of_the_run_itself_is_found(training, tmp_path):
+    accelerator, _, _, ema = training
+    assert find_checkpoint(RunFolder(tmp_path)) == (None, [])
+    for number in (9, 10, 11, 12):
+        save_checkpoint(accelerator, tmp_path, number, ema, 9)
+    empty, cut = tmp_path / "checkpoint-00000012", tmp_path / "checkpoint-00000011" / "random_states_0.pkl"
+    shutil.rmtree(empty)
+    empty.mkdir()
+    cut.write_bytes(cut.read_bytes()[:-1])
+    for name in ("checkpoint-00000099", "checkpoint-x", "checkpoint-13-old", ".checkpoint-00000014.partial"):
+        (tmp_path / name).mkdir()  # not of this run
+    assert find_checkpoint(RunFolder(tmp_path)) == ((tmp_path / "checkpoint-00000010", 10), [empty, cut.parent])
 
 
 def test_another_number_of_processes_goes_on_and_says_so(training, tmp_path, capsys):
@@ -94,7 +116,9 @@ def test_another_number_of_processes_goes_on_and_says_so(training, tmp_path, cap
     assert "checkpoint-00000003 was saved by 2 processes and is loaded by 1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("file", ["progress.json", "model.safetensors", "optimizer.bin", "ema_model.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["progress.json", "model.safetensors", "optimizer.bin", "ema_model.safetensors", "random_states_0.pkl"]
+)
 def test_a_checkpoint_that_lost_a_file_is_named(training, tmp_path, file):
     accelerator, _, _, ema = training
     folder = save_checkpoint(accelerator, tmp_path, 3, ema, 2)
@@ -110,3 +134,55 @@ def test_a_checkpoint_of_another_model_is_named(training, tmp_path):
     with pytest.raises(ValueError, match="checkpoint-00000003: cannot resume from it") as error:
         load_checkpoint(accelerator, folder, ema)
     assert "\n" not in str(error.value)
+
+
+class _Payload:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.path,)
+
+
+PICKLES = ["optimizer.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl", "pytorch_model.bin", "scaler.pt"]
+PICKLES += ["scheduler.bin", "sampler.bin", "dl_state_dict.bin"]
+
+
+@pytest.mark.parametrize("protocol", ["torch", "pickle"])
+@pytest.mark.parametrize("file", PICKLES)
+def test_a_planted_pickle_does_not_run_code(training, tmp_path, file, protocol):
+    accelerator, _, _, ema = training
+    folder, trap = save_checkpoint(accelerator, tmp_path, 3, ema, 2), tmp_path / "trap"
+    if protocol == "torch":
+        torch.save({"state": _Payload(trap)}, folder / file)
+    else:
+        (folder / file).write_bytes(pickle.dumps(_Payload(trap)))
+    if file == "pytorch_model.bin":
+        (folder / "model.safetensors").unlink()
+    if file in ("scaler.pt", "scheduler.bin", "sampler.bin", "dl_state_dict.bin"):  # nothing asks for them
+        load_checkpoint(accelerator, folder, ema)
+    else:
+        with pytest.raises(ValueError, match="checkpoint-00000003: cannot resume from it") as error:
+            load_checkpoint(accelerator, folder, ema)
+        assert "\n" not in str(error.value)
+    assert not trap.exists()
+    pickle.loads(pickle.dumps(_Payload(trap)))
+    assert trap.exists()  # the trap works
+
+
+def test_libraries_whose_checkpoints_run_code_cannot_resume(training, tmp_path, monkeypatch):
+    accelerator, _, _, ema = training
+    folder = save_checkpoint(accelerator, tmp_path, 3, ema, 2)
+    monkeypatch.setattr(type(accelerator), "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(ValueError, match="checkpoints of DEEPSPEED can run code when they are read"):
+        load_checkpoint(accelerator, folder, ema)
+
+
+def test_random_states_that_are_not_those_of_torch_are_refused(training, tmp_path):
+    accelerator, _, _, ema = training
+    folder = save_checkpoint(accelerator, tmp_path, 3, ema, 2)
+    torch.save({"step": 3}, folder / "random_states_0.pkl")
+    with pytest.raises(ValueError, match="checkpoint-00000003: cannot resume from it"):
+        load_checkpoint(accelerator, folder, ema)

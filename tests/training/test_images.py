@@ -120,8 +120,20 @@ def test_scenes_to_validate_on_are_other_scenes():
 
 
 def test_the_training_data_are_refused_for_validation(folder):
-    with pytest.raises(ValueError, match="is trained on: use --hold_out instead"):
+    with pytest.raises(ValueError, match=r"is trained on .*: use --hold_out instead"):
         open_images(options_for(folder, validation_dataset=str(folder)))
+
+
+@pytest.mark.parametrize("kind", ["slash", "link", "around", "inside", "linked photo"])
+def test_training_data_are_refused_for_validation_whatever_they_are_called(folder, tmp_path, kind):
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "other" / "new.png")
+    if kind == "linked photo":
+        (tmp_path / "other" / "a.png").symlink_to(folder / "part0" / "00.png")
+    names = {"slash": f"{folder}/", "link": tmp_path / "link", "around": folder.parent, "inside": folder / "part1"}
+    with pytest.raises(ValueError, match=r"is trained on.*: use --hold_out instead"):
+        open_images(options_for(folder, validation_dataset=str(names.get(kind, tmp_path / "other"))))
 
 
 def test_a_stream_has_nothing_to_hold_out_by_name(parquet):

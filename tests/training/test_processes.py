@@ -17,6 +17,7 @@ from tests.training.support import (
     adapt,
     adapt_flags,
     assert_same_state,
+    copy_until,
     free_port,
     join,
     losses,
@@ -67,15 +68,15 @@ def test_two_processes_train_as_one_with_their_samples_together(models, together
 
 
 def test_one_process_goes_on_where_two_stopped(models, together, tmp_path):
-    shutil.copytree(together / "checkpoint-00000004", tmp_path / "checkpoint-00000004")
-    adapt(models, tmp_path, **OPTIONS, batch_size=4, resume=True)
-    assert_close_state(state_of(tmp_path, STEPS), state_of(together, STEPS))
+    copy_until(together, tmp_path / "run", 4)
+    adapt(models, tmp_path / "run", **OPTIONS, batch_size=4, resume=True)
+    assert_close_state(state_of(tmp_path / "run", STEPS), state_of(together, STEPS))
 
 
 def test_micro_steps_may_change_at_an_odd_step(models, tmp_path):
     together = {**OPTIONS, "batch_size": 2, "gradient_accumulation_steps": 2}
     adapt(models, tmp_path / "a", **OPTIONS, batch_size=4, checkpointing_steps=3)
-    shutil.copytree(tmp_path / "a" / "checkpoint-00000003", tmp_path / "b" / "checkpoint-00000003")
+    copy_until(tmp_path / "a", tmp_path / "b", 3)
     adapt(models, tmp_path / "b", **together, resume=True)
     adapt(models, tmp_path / "c", **together)
     assert_close_state(state_of(tmp_path / "b", STEPS), state_of(tmp_path / "c", STEPS))

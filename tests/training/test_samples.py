@@ -58,6 +58,26 @@ def numbered_picture():
     return Image.fromarray(np.stack([rows, columns, rows], axis=2).astype(np.uint8))
 
 
+def test_buckets_that_do_not_fill_a_batch_are_noted(tmp_path):
+    for number in range(5):
+        Image.new("RGB", (SIDE, SIDE) if number else (4 * SIDE, SIDE)).save(tmp_path / f"{number}.png")
+    rows = datasets.Dataset.from_list(
+        [{"image": str(tmp_path / f"{number}.png"), "text": "a"} for number in range(5)],
+        features=datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")}),
+    )
+    preparation = Preparation(SIDE, FACTOR, buckets=True)
+    by_number = ImageSamples(FolderImages(tmp_path), preparation)
+    stream = StreamedSamples(StreamedImages("rows", rows.to_iterable_dataset()), preparation)
+    for samples, words in ((by_number, "are repeated, and so weigh more"), (stream, "are trained on later or never")):
+        list(samples.batches(Layout(2), 0, 0, 4))
+        (note,) = samples.notes
+        assert note.startswith("buckets with fewer images than a batch of 2: 1 of (")
+        assert words in note
+    samples = ImageSamples(FolderImages(tmp_path), preparation)
+    list(samples.batches(Layout(1), 0, 0, 4))
+    assert samples.notes == []
+
+
 # Preparation.
 
 

@@ -1,11 +1,14 @@
 """What surrounds every training loop: checkpoints, EMA, arguments, precision, trackers, and the order of things."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
 from pqdiff.training.arguments import TrainerParser
-from tests.training.loops import open_session, train
+from pqdiff.training.run_folder import RESULTS
+from tests.training.loops import Numbers, open_session, train
 from tests.training.support import fresh_process
 
 
@@ -13,6 +16,95 @@ def test_a_folder_with_checkpoints_needs_resume(tmp_path):
     train(open_session(tmp_path))
     with pytest.raises(ValueError, match=r"holds checkpoints of another run: add --resume to continue"):
         open_session(tmp_path)
+
+
+@pytest.mark.parametrize("result", RESULTS)
+def test_a_folder_with_a_result_needs_resume(tmp_path, result):
+    session = open_session(tmp_path)
+    session.folder.claim(result).mkdir()
+    with pytest.raises(ValueError, match=r"holds the result of another run: add --resume to continue"):
+        open_session(tmp_path)
+    open_session(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("name", ["pipeline", "init", "validation"])
+def test_files_of_others_in_the_place_of_a_result_are_refused_before_the_first_step(tmp_path, name):
+    open_session(tmp_path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"{name} is not of this run, which would replace it"):
+        open_session(tmp_path, resume=True)
+
+
+def test_a_foreign_folder_is_refused_before_anything_in_it_changes(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 5  # mine\n")
+    with pytest.raises(ValueError, match="holds files that are not of a training run"):
+        open_session(tmp_path, config=tmp_path / "config.yaml", resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert (tmp_path / "config.yaml").read_text() == "seed: 5  # mine\n"
+
+
+def test_the_file_that_is_given_as_config_stays_as_it_is(tmp_path):
+    open_session(tmp_path)
+    (tmp_path / "config.yaml").write_text("seed: 5  # mine\n")
+    assert open_session(tmp_path, config=tmp_path / "config.yaml", resume=True).options.seed == 5
+    assert (tmp_path / "config.yaml").read_text() == "seed: 5  # mine\n"
+
+
+def test_an_incomplete_checkpoint_gives_way_to_the_one_before_and_this_is_said(tmp_path, capsys):
+    train(open_session(tmp_path))
+    newest = tmp_path / "checkpoint-00000006"
+    for path in newest.iterdir():
+        path.unlink()
+    session = open_session(tmp_path, resume=True)
+    assert session.step == 3
+    assert f"{newest} is not complete, so the newest complete checkpoint before it" in capsys.readouterr().out
+    train(session)
+    assert json.loads((newest / "progress.json").read_text())["step"] == 6
+
+
+class _Counted(Numbers):
+    """Data of a known number of samples, with something to say."""
+
+    def __init__(self, count):
+        self.count, self.notes = count, ["a bucket is small"]
+
+    def __len__(self):
+        return self.count
+
+
+def test_data_that_changed_before_a_run_is_resumed_are_named_and_notes_on_data_are_said_once(tmp_path, capsys):
+    train(open_session(tmp_path), 3, samples=_Counted(40))
+    said = capsys.readouterr().out
+    assert said.count("a bucket is small") == 1
+    train(open_session(tmp_path, resume=True), 4, samples=_Counted(40))
+    assert "the data are not those" not in said + capsys.readouterr().out
+    train(open_session(tmp_path, resume=True), 6, samples=_Counted(20))
+    assert "the data are not those that this run began with (40 samples then, 20 now)" in capsys.readouterr().out
+
+
+class _Truncated(Numbers):
+    """A photo of step 4 (from 0) cannot be read."""
+
+    def batches(self, layout, seed, start, stop, workers=0):
+        for batch in super().batches(layout, seed, start, stop, workers):
+            if batch[0]["step"] == 4:
+                raise ValueError("b.jpg is truncated")
+            yield batch
+
+
+def test_the_steps_before_an_image_that_cannot_be_read_are_saved(tmp_path):
+    session = open_session(tmp_path, checkpointing_steps=100)
+    with pytest.raises(ValueError, match=r"b.jpg is truncated; the 4 steps before are saved in .*--resume goes on"):
+        train(session, samples=_Truncated())
+    resumed = open_session(tmp_path, checkpointing_steps=100, resume=True)
+    assert resumed.step == 4
+    alone = train(open_session(tmp_path / "alone"))
+    assert torch.equal(train(resumed).weight, alone.weight)
+
+
+def test_the_last_step_is_saved_before_the_result(tmp_path):
+    train(open_session(tmp_path, checkpointing_steps=100))
+    assert (tmp_path / "checkpoint-00000006").is_dir()
 
 
 def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path, capsys):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pqdiff.training.text import encode_captions, frozen_states, text_fingerprint
+from pqdiff.hub.pipelines import load_pipeline
+from pqdiff.training.text import are_spelled, encode_captions, frozen_states, text_fingerprint
 from tests.tiny import tiny_base_pipeline, tiny_text_encoder
 
 CAPTIONS = ["a red circle", "", "much too long " * 9]
@@ -48,3 +49,10 @@ def test_fingerprints_tell_text_encoders_apart():
     with torch.no_grad():
         next(encoder.parameters())[0] += 1
     assert text_fingerprint(encoder) != text_fingerprint(tiny_text_encoder())
+
+
+def test_captions_without_tokens_of_their_own_are_spelled():
+    scenes = load_pipeline("tiny-base").tokenizer
+    assert are_spelled(scenes, ["a photograph of an old fisherman", ""])
+    assert not are_spelled(scenes, ["a small red circle above a large blue square on a white background"])
+    assert not are_spelled(scenes, ["", "an ox"])

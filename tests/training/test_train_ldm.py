@@ -123,6 +123,12 @@ def test_training_goes_on_from_a_pipeline(trained, models, tmp_path):
         assert any(not torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_a_pipeline_that_is_trained_at_another_size_generates_at_that(trained, models, tmp_path):
+    options = {"autoencoder": None, "model": None, "init": trained / "pipeline", "steps": 1, "resolution": 2 * SIDE}
+    train_ldm.main(ldm_flags(models, tmp_path, **options))
+    assert StableDiffusionPipeline.from_pretrained(tmp_path / "pipeline").unet.config.sample_size == SIDE
+
+
 def test_latents_may_be_product_quantized(models, tmp_path):
     train_ldm.main(ldm_flags(models, tmp_path, autoencoder=models / "linear", steps=1, mixed_precision="bf16"))
     assert weights_of(tmp_path / "pipeline" / "unet")["conv_in.weight"].shape[1] == 8

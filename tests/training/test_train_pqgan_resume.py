@@ -66,10 +66,11 @@ def assert_same_run(output, reference):
         assert (output / name).read_text() == (reference / name).read_text()
 
 
-def test_a_checkpoint_holds_discriminator_optimizers_average_and_counts(whole):
+def test_a_checkpoint_holds_discriminator_optimizers_average_and_used_codewords(whole):
     names = {name.split(" ")[0] for name in whole_state(whole)}
-    expected = {"model.safetensors", "model_1.safetensors", "ema_autoencoder.safetensors"}
-    assert names == expected | {"optimizer", "optimizer_1", "custom_checkpoint_0.pkl"}
+    files = {"model.safetensors", "model_1.safetensors", "ema_autoencoder.safetensors", "used_codewords.safetensors"}
+    assert names == files | {"optimizer", "optimizer_1"}
+    assert not list(whole.glob("checkpoint-*/custom_checkpoint_*"))  # accelerate would read them as pickles
 
 
 @pytest.mark.parametrize("step", [2, DISC_START, 6])
@@ -164,8 +165,8 @@ def test_both_processes_end_with_equal_weights_also_after_restarts_and_share_val
     model = AutoencoderPQ.from_pretrained(tmp_path / "run" / "autoencoder")
     alone = evaluate_reconstruction(model, [scenes[i]["image"] for i in range(3)], SIDE)["metrics"]
     assert shared["step"] == STEPS
-    assert shared["psnr_dataset"] == pytest.approx(alone["psnr_dataset"])
-    assert shared["ssim"] == pytest.approx(alone["ssim"])
+    assert shared["psnr_dataset"] == pytest.approx(alone["psnr_dataset"], rel=1e-4)  # other numbers of threads
+    assert shared["ssim"] == pytest.approx(alone["ssim"], rel=1e-3)
     assert shared["codebook_utilization"] == pytest.approx(alone["codebook_utilization"])
 
 

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-import yaml
-
 from pqdiff.adaptation.stages import Stage, check_positive_integers, read_mapping, read_stages
 from pqdiff.models.presets import preset_config, preset_factor
 from pqdiff.suggestions import did_you_mean
-from pqdiff.yaml_text import parse_yaml
+from pqdiff.yaml_text import read_yaml
 
 _FOLDER = Path(__file__).parent / "recipes"
 
@@ -89,10 +87,10 @@ def load_variant(source: str | PathLike) -> Variant:
         raise ValueError(
             f"variant ({str(source)!r}) is neither a known name nor a file: {did_you_mean(str(source), VARIANTS)}"
         )
+    content = read_yaml(path)
     try:
-        content = parse_yaml(path.read_text())
         if isinstance(content, dict) and "stages" in content:
             content["stages"] = read_stages(content["stages"])
         return read_mapping(Variant, content)
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None

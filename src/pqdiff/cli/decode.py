@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pqdiff.checkpoints import BUNDLED
-from pqdiff.cli.options import MODEL_HELP, Json, OutputFolder
+from pqdiff.cli.options import MODEL_HELP, Force, Json, OutputFolder
 
 
 def decode(
@@ -18,6 +18,7 @@ def decode(
         str | None,
         typer.Option("--model", "-m", help=MODEL_HELP + " Default: the shipped one that is named in the file."),
     ] = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Turn files of tokens back into images. They have the same pixels as those of `pqdiff reconstruct`."""
@@ -26,9 +27,14 @@ def decode(
     from pqdiff.cli.output import print_json, print_lines, progress_bar
     from pqdiff.cli.tiled_tokenizer import decode_pixels, load_tiled_autoencoder
     from pqdiff.data.cache.image_codes import load_codes
+    from pqdiff.data.files import check_new_file
     from pqdiff.data.images.reading import to_image
 
     silence_libraries(quiet=json)
+    stems = unique_names([path.name.removesuffix(".safetensors").removesuffix(".pq") for path in codes])
+    files = [output / f"{stem}.png" for stem in stems]
+    for file in files:
+        check_new_file(file, force)
     loaded, autoencoders = [(path, load_codes(path)) for path in codes], {}
     for path, code in loaded:
         name = model or code.model
@@ -38,13 +44,12 @@ def decode(
             autoencoders[name] = load_tiled_autoencoder(name)
         _check_codes(path, code, name, autoencoders[name])
     rows = []
-    stems = unique_names([path.name.removesuffix(".safetensors").removesuffix(".pq") for path in codes])
     with progress_bar(quiet=json) as show:
-        for count, ((path, code), stem) in enumerate(zip(loaded, stems, strict=True)):
+        for count, ((path, code), file) in enumerate(zip(loaded, files, strict=True)):
             show("decoding", count, len(loaded))
             autoencoder = autoencoders[model or code.model]
             pixels = decode_pixels(autoencoder, code.indices[None], code.height, code.width)
-            rows.append({"codes": str(path), "file": save_image(to_image(pixels), output / f"{stem}.png")})
+            rows.append({"codes": str(path), "file": save_image(to_image(pixels), file)})
     if json:
         print_json({"results": rows})
     else:

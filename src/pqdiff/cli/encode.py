@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from pqdiff.checkpoints import BEST_AT_EACH_RATE
-from pqdiff.cli.options import MODEL_HELP, Images, Json, OutputFolder
+from pqdiff.cli.options import MODEL_HELP, Force, Images, Json, OutputFolder
 
 _DEFAULT_MODEL = BEST_AT_EACH_RATE[0] if BEST_AT_EACH_RATE else ...
 
@@ -14,6 +14,7 @@ def encode(
     images: Images,
     output: OutputFolder,
     model: Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)] = _DEFAULT_MODEL,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Write the tokens of each image to a file, bit-packed."""
@@ -22,24 +23,27 @@ def encode(
     from pqdiff.cli.output import number, print_json, print_table, progress_bar
     from pqdiff.cli.tiled_tokenizer import encode_pixels, load_tiled_autoencoder
     from pqdiff.data.cache.image_codes import ImageCodes, save_codes
+    from pqdiff.data.files import check_new_file
     from pqdiff.data.images.reading import load_image, to_tensor
     from pqdiff.hub.local_paths import public_name
     from pqdiff.models.fingerprint import fingerprint
 
     silence_libraries(quiet=json)
+    files = [output / f"{stem}.pq.safetensors" for stem in unique_names([path.stem for path in images])]
+    for file in files:
+        check_new_file(file, force)
     autoencoder = load_tiled_autoencoder(model)
     for path in images:
         load_image(path)  # a broken image stops the command before anything is written
     rows = []
     with progress_bar(quiet=json) as show:
-        for count, (path, stem) in enumerate(zip(images, unique_names([path.stem for path in images]), strict=True)):
+        for count, (path, file) in enumerate(zip(images, files, strict=True)):
             show("encoding", count, len(images))
             pixels = to_tensor(load_image(path))
             _, height, width = pixels.shape
             indices = encode_pixels(autoencoder, pixels)[0]
             sizes = autoencoder.quantizer.codebook_sizes
             codes = ImageCodes(indices, sizes, height, width, public_name(model), fingerprint(autoencoder))
-            file = output / f"{stem}.pq.safetensors"
             size = save_codes(codes, file)
             rate = 8 * size / height / width
             rows.append({"image": str(path), "file": str(file), "bytes": size, "bits_per_pixel": rate})

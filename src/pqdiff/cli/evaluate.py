@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pqdiff.checkpoints import BUNDLED
-from pqdiff.cli.options import MODEL_HELP, ImageSource, Json, Split
+from pqdiff.cli.options import MODEL_HELP, Force, ImageSource, Json, Split
 
 _SMALLEST = 11  # pixels: the window of SSIM
 _COLUMNS = {
@@ -33,18 +33,18 @@ def evaluate(
     ] = 256,
     every: Annotated[int, typer.Option(help="Use only every n-th image, in the order of the names.", min=1)] = 1,
     split: Split = "train",
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Measure how well tokenizers reconstruct images. Prints a table and writes the metrics to a file."""
-    if output.is_dir():
-        raise ValueError(f"output ({output}) is a folder: give a file for the metrics")
-
     import json as json_module
 
+    from pqdiff.data.files import atomic_file, check_new_file
+
+    check_new_file(output, force)
     from pqdiff.cli.library_messages import silence_libraries
     from pqdiff.cli.output import number, print_json, print_lines, print_table, progress_bar
     from pqdiff.data.captions.captioned import iterate_images
-    from pqdiff.data.files import atomic_file
     from pqdiff.metrics.protocol import evaluate_reconstruction
     from pqdiff.models.loading import load_tokenizer
 

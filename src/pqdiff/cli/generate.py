@@ -8,7 +8,7 @@ import typer
 
 from pqdiff.checkpoints import BUNDLED_PIPELINES
 from pqdiff.cli.generation_settings import DTYPES, SCHEDULERS, TITLES, Settings, check_text
-from pqdiff.cli.options import Json
+from pqdiff.cli.options import Force, Json
 
 _DEFAULT_MODEL = "tiny-precise"
 _IMAGE_SUFFIXES = (
@@ -77,6 +77,7 @@ def generate(
     dtype: Annotated[
         str | None, typer.Option(help=f"One of {', '.join(DTYPES)}. Default: float32 on a CPU, otherwise float16.")
     ] = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Generate images from prompts. Writes a labelled grid and prints how long an image takes.
@@ -96,20 +97,25 @@ def generate(
     from pqdiff.cli.generated_images import facts_of, titles_of
     from pqdiff.cli.generation import choose_dtype, generate_with_models
     from pqdiff.cli.generation_report import grid, print_report, write_images
+    from pqdiff.cli.image_files import generated_files
     from pqdiff.cli.output import print_json, print_lines, progress_bar
+    from pqdiff.data.files import check_new_file
     from pqdiff.devices import choose_device
 
+    titles, seeds = titles_of(names), range(seed, seed + number)
+    files = generated_files(output, as_folder, prompts, list(titles.values()), seeds)
+    for file in files:
+        check_new_file(file, force)
     device = choose_device(device)
     with progress_bar(quiet=json) as show:
-        seeds = range(seed, seed + number)
-        models, notes = generate_with_models(titles_of(names), prompts, seeds, settings, device, show)
-    files = write_images(output, as_folder, grid(prompts, models, compare), prompts, models)
+        models, notes = generate_with_models(titles, prompts, seeds, settings, device, show)
+    written = write_images(files, grid(prompts, models, compare), models)
     if json:
         how = {"steps": steps, "device": device, "dtype": str(choose_dtype(dtype, device)).removeprefix("torch.")}
-        print_json({**how, **facts_of(models), "notes": notes, "files": files})
+        print_json({**how, **facts_of(models), "notes": notes, "files": written})
         return
     print_report(prompts, models, f"{steps} step{'s' * (steps > 1)} on {device}")
-    print_lines(*notes, "Written:", *(f"  {file}" for file in files))
+    print_lines(*notes, "Written:", *(f"  {file}" for file in written))
 
 
 def _check_request(prompts: list[str], names: list[str], number: int, seed: int) -> None:

@@ -1,6 +1,5 @@
 """Generated images as a labelled grid, as files and as tables."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,19 +33,10 @@ def grid(prompts: list[str], models: Sequence[ImagesOfModel], compare: bool) -> 
     return grid_image(rows, [f"{model.title}\n{model.seconds:.2f} s" for model in models], side)
 
 
-def write_images(
-    output: Path, as_folder: bool, sheet: Image.Image, prompts: list[str], models: Sequence[ImagesOfModel]
-) -> list[str]:
-    """Write the grid, and if `output` is a folder every single image too; returns the paths."""
-    files = {output / "grid.png" if as_folder else output: sheet}
-    if as_folder:
-        number = len(models[0].images) // len(prompts)
-        for model in models:
-            middle = "." + re.sub(r"[^\w.-]+", "-", model.title) if len(models) > 1 else ""
-            for i, image in enumerate(model.images):
-                words = "-".join(re.findall(r"\w+", image.prompt))[:60].strip("-")
-                files[output / f"{i // number + 1}-{words}{middle}.seed-{image.seed}.png"] = image.image
-    return [save_image(image, path) for path, image in files.items()]
+def write_images(files: Sequence[Path], sheet: Image.Image, models: Sequence[ImagesOfModel]) -> list[str]:
+    """Write the grid, and every single image where there is a file for it; returns the paths."""
+    images = [sheet, *(image.image for model in models for image in model.images)]
+    return [save_image(image, path) for path, image in zip(files, images, strict=False)]
 
 
 def print_report(prompts: list[str], models: Sequence[ImagesOfModel], how: str) -> None:

@@ -1,5 +1,6 @@
 """Files that the commands on images write, and their names."""
 
+import re
 from pathlib import Path
 
 from PIL import Image
@@ -12,6 +13,17 @@ def save_image(image: Image.Image, path: Path) -> str:
     with atomic_file(path) as temporary:
         image.save(temporary)
     return str(path)
+
+
+def generated_files(output: Path, as_folder: bool, prompts: list[str], titles: list[str], seeds: range) -> list[Path]:
+    """Where the grid goes and, if `output` is a folder, each image: by title, prompt and seed."""
+    if not as_folder:
+        return [output]
+    words = ["-".join(re.findall(r"\w+", prompt))[:60].strip("-") for prompt in prompts]
+    middles = ["." + re.sub(r"[^\w.-]+", "-", title) for title in titles] if len(titles) > 1 else [""]
+    words = [f"{i}-{word}" for i, word in enumerate(words, start=1)]
+    names = [f"{word}{middle}.seed-{seed}" for middle in middles for word in words for seed in seeds]
+    return [output / f"{name}.png" for name in ["grid", *unique_names(names)]]
 
 
 def unique_names(names: list[str]) -> list[str]:

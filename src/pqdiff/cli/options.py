@@ -19,5 +19,6 @@ ImageSource = Annotated[
 OutputFolder = Annotated[
     Path, typer.Option("--output", "-o", help="Folder for the results. It is made if it does not exist.")
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that are there already.")]
 Split = Annotated[str, typer.Option(help="Split of the data set on the Hub.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

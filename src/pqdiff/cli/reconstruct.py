@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pqdiff.checkpoints import BEST_AT_EACH_RATE
-from pqdiff.cli.options import MODEL_HELP, Images, Json, OutputFolder
+from pqdiff.cli.options import MODEL_HELP, Force, Images, Json, OutputFolder
 
 
 def reconstruct(
@@ -23,6 +23,7 @@ def reconstruct(
     save_images: Annotated[
         bool, typer.Option(help="Also write each reconstruction as a PNG file of the original size.")
     ] = False,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Encode and decode images with tokenizers. Writes labelled panels and prints rate, PSNR and SSIM of each model."""
@@ -31,18 +32,23 @@ def reconstruct(
     from pqdiff.cli.output import number, print_json, print_lines, progress_bar
     from pqdiff.cli.panels import panel
     from pqdiff.cli.tiled_tokenizer import decode_pixels, encode_pixels, load_tiled_autoencoder
+    from pqdiff.data.files import check_new_file
     from pqdiff.data.images.reading import load_image, to_image, to_tensor
     from pqdiff.models.loading import load_tokenizer
 
     silence_libraries(quiet=json)
     names = model or sorted(BEST_AT_EACH_RATE, key=lambda name: -load_tokenizer(name).bits_per_pixel)
     labels = unique_names([Path(name).name for name in names])
+    stems = unique_names([path.stem for path in images])
+    for stem in stems:
+        for kind in ("panel", *(labels if save_images else ())):
+            check_new_file(output / f"{stem}.{kind}.png", force)
     models = list(zip(labels, map(load_tiled_autoencoder, names), strict=True))
     for path in images:
         load_image(path)  # a broken image stops the command before anything is written
     rows, files = [], []
     with progress_bar(quiet=json) as show:
-        for count, (path, stem) in enumerate(zip(images, unique_names([path.stem for path in images]), strict=True)):
+        for count, (path, stem) in enumerate(zip(images, stems, strict=True)):
             pixels = to_tensor(load_image(path))
             columns = []
             for index, (name, autoencoder) in enumerate(models):

@@ -147,6 +147,13 @@ class ClassifiedProductQuantizer(CodebookQuantizer):
         )  # (S - 1, N, D)
         return [("codebooks", move_unused(self.codebooks, torch.stack(unused[1:]), vectors, generator))]
 
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Undo what the step did to the rows of the bases, which must stay orthonormal: a Newton-Schulz step."""
+        if self.rotations.requires_grad:
+            basis = self.rotations.float()
+            self.rotations.copy_(1.5 * basis - 0.5 * basis @ basis.transpose(1, 2) @ basis)
+
     def extra_repr(self) -> str:
         return (
             f"{self.latent_channels}, num_subspaces={self.num_subspaces}, codebook_size={self.codebook_size}, "

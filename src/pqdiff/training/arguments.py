@@ -2,15 +2,16 @@
 
 import argparse
 import inspect
+import re
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from pqdiff.suggestions import did_you_mean
 from pqdiff.training.run_options import add_run_arguments
 from pqdiff.training.schedule import add_schedule_arguments
-from pqdiff.yaml_text import parse_yaml
+from pqdiff.yaml_text import parse_yaml, read_yaml
+
+_LAYERS = 1000  # the most that a part of a model may have
 
 
 class TrainerParser(argparse.ArgumentParser):
@@ -29,7 +30,8 @@ class TrainerParser(argparse.ArgumentParser):
         """Parsed flags; the config file gives defaults for flags that are not given.
 
         Raises:
-            ValueError: for a config file that cannot be read, or that has a key or value which no flag takes.
+            ValueError: for a config file that cannot be read, or that has a key or value which no flag takes, or for an
+                output folder in a folder of data.
         """
         known, _ = self.parse_known_args(argv)
         if known.config:
@@ -37,13 +39,14 @@ class TrainerParser(argparse.ArgumentParser):
         args = self.parse_args(argv)
         if args.output_dir is None:
             raise ValueError("--output_dir is missing: give the folder for checkpoints, log and result")
+        _check_output_dir(args)
         return args
 
     def _read(self, path: Path) -> dict:
         try:
-            values = parse_yaml(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"--config {path}: {' '.join(str(error).split())}") from None
+            values = read_yaml(path)
+        except ValueError as error:
+            raise ValueError(f"--config {error}") from None
         actions = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
         check_keys(f"--config {path}", values, sorted(actions))
         return {key: self._converted(actions[key], value, path) for key, value in values.items()}
@@ -79,7 +82,7 @@ def structured(value):
         return value
     try:
         return parse_yaml(value)
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise argparse.ArgumentTypeError(f"not YAML: {error}") from None
 
 
@@ -90,10 +93,22 @@ def construct(kind: type, flag: str, given: Any, **fixed):
         ValueError: for an argument that the class does not have, or a value that it does not take.
     """
     check_keys(flag, given, list(inspect.signature(kind).parameters))
+    _check_counts(flag, given)
     try:
         return kind(**{**fixed, **given})
     except TypeError as error:
         raise ValueError(f"{flag}: {kind.__name__} does not take {given} ({error})") from None
+
+
+def _check_counts(flag: str, given: Any) -> None:
+    """ValueError for more layers than any model has: building them would have no end."""
+    if isinstance(given, dict):
+        for key, value in given.items():
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if re.search("layers|blocks|depth", str(key)) and any(isinstance(n, int) and n > _LAYERS for n in numbers):
+                raise ValueError(f"{flag}: {key} ({value}) must be at most {_LAYERS}")
+    for value in given.values() if isinstance(given, dict) else given if isinstance(given, list | tuple) else ():
+        _check_counts(flag, value)
 
 
 def check_keys(flag: str, given: Any, known: list[str]) -> None:
@@ -103,6 +118,17 @@ def check_keys(flag: str, given: Any, known: list[str]) -> None:
     for key in given:
         if key not in known:
             raise ValueError(f"{flag}: unknown key {key}: {did_you_mean(str(key), known)}")
+
+
+def _check_output_dir(args: argparse.Namespace) -> None:
+    """ValueError if images that a run writes would be data of the next one."""
+    for flag in ("dataset", "validation_dataset", "solve_dataset"):
+        source = getattr(args, flag, None)
+        if source and Path(source).is_dir() and args.output_dir.resolve().is_relative_to(Path(source).resolve()):
+            raise ValueError(
+                f"--output_dir {args.output_dir} is in --{flag} {source}: images that the run writes would be trained on; "
+                "choose a folder beside it"
+            )
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

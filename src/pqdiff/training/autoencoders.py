@@ -3,7 +3,6 @@
 import argparse
 import inspect
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pqdiff.data.files import atomic_folder
+from pqdiff.data.files import updated_folder
 from pqdiff.data.images.crops import resize_and_crop, resize_to_cover
 from pqdiff.data.images.reading import to_tensor
 from pqdiff.fitting.closed_form import fit_closed_form
@@ -76,11 +75,10 @@ def initial_autoencoder(
     Raises:
         ValueError: for a model that cannot be built or found.
     """
-    folder = session.output_dir / "init"
+    folder = session.folder.claim("init")
     if session.accelerator.is_main_process and not (session.checkpoint and folder.exists()):
-        shutil.rmtree(folder, ignore_errors=True)
         model = build_autoencoder(options, images, resolution, session.options.seed)
-        with atomic_folder(folder) as temporary:
+        with updated_folder(folder) as temporary:
             model.save_pretrained(temporary)
     session.accelerator.wait_for_everyone()
     # A copy, whose config does not say from which folder it was loaded.

@@ -38,8 +38,29 @@ class Layout:
         return range(start, start + self.batch_size)
 
 
+def share_batch(global_batch_size: int, micro_steps: int, processes: int) -> int:
+    """Samples per process and micro-step that make up a given global batch.
+
+    Raises:
+        ValueError: if it cannot be shared evenly.
+    """
+    size, rest = divmod(global_batch_size, processes * micro_steps)
+    if rest:
+        raise ValueError(
+            f"--batch_size is missing: {global_batch_size} samples a step cannot be shared by {processes} process(es) "
+            f"times {micro_steps} micro-step(s) (--gradient_accumulation_steps)"
+        )
+    return size
+
+
 class Samples(Protocol):
-    """A data set that trainers read by step."""
+    """A data set that trainers read by step.
+
+    Attributes:
+        notes: lines for the user about what is unusual, which `batches` adds while it runs.
+    """
+
+    notes: list[str]
 
     def batches(self, layout: Layout, seed: int, start: int, stop: int, workers: int = 0) -> Iterator[list[dict]]:
         """Micro-batches of the steps from `start` to before `stop`, one list per step.
@@ -73,10 +94,15 @@ class BatchPlan:
         members: dict[Any, list[int]] = {}
         for index, key in enumerate(buckets):
             members.setdefault(key, []).append(index)
+        self._sizes = {key: len(members[key]) for key in sorted(members, key=str)}
         self.members = [torch.tensor(members[key]) for key in sorted(members, key=str)]
         self.batch_size, self.seed = batch_size, seed
         self.steps_per_epoch = sum(-(-len(bucket) // batch_size) for bucket in self.members)
         self._epoch, self._batches = -1, []
+
+    def small_buckets(self) -> dict[Any, int]:
+        """Number of samples of each bucket that does not fill a batch."""
+        return {key: size for key, size in self._sizes.items() if size < self.batch_size}
 
     def samples(self, step: int) -> list[int]:
         """Numbers of the samples in the global batch of step `step`."""

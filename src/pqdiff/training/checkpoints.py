@@ -1,43 +1,56 @@
-"""Checkpoints that are either complete or absent: all ranks write to a temporary folder, then one rank renames it."""
+"""Checkpoints that are either complete or absent: all ranks write to a temporary folder, then one rank renames it.
+
+Nothing in them can run code when it is read: weights and counts are safetensors, progress is JSON, and torch reads the
+states of optimizers and of random numbers as plain data (`weights_only`).
+"""
 
 import json
 import os
+import pickle
+import random
 import re
-import shutil
 from pathlib import Path
 
+import numpy as np
+import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, load
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-_NAME = re.compile(r"checkpoint-(\d+)")
+from pqdiff.training.run_folder import RunFolder
+
+_NAME = re.compile(r"checkpoint-(\d{1,18})")
+_DAMAGE = (  # what accelerate, torch and safetensors raise for files that are missing, damaged, or of another run
+    *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
+    *(pickle.UnpicklingError, SafetensorError),
+)
 
 
-def find_checkpoint(output_dir: Path) -> tuple[Path, int] | None:
-    """Folder of the newest complete checkpoint in `output_dir` and its step, or None."""
-    found = [
-        (int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))
-    ]
-    if not found:
-        return None
-    step, path = max(found)
-    return path, step
+def find_checkpoint(run: RunFolder) -> tuple[tuple[Path, int] | None, list[Path]]:
+    """The newest complete checkpoint of a run with its step, or None, and newer ones that are not complete."""
+    damaged = []
+    for step, path in sorted(_checkpoints(run), reverse=True):
+        if _is_complete(path, step):
+            return (path, step), damaged
+        damaged.append(path)
+    return None, damaged
 
 
 def save_checkpoint(
-    accelerator: Accelerator, output_dir: Path, step: int, ema: dict[str, nn.Module], keep: int
+    accelerator: Accelerator, run: RunFolder, step: int, modules: dict[str, nn.Module], keep: int
 ) -> Path:
-    """Save models, optimizers and random states with accelerate, and the EMA models.
+    """Save models, optimizers and random states with accelerate, and further modules.
 
     All ranks must call it, because models may be shards. A process that is killed at any moment leaves the earlier
     checkpoints as they are: old ones, and unfinished ones of killed processes, are removed after the new one is complete.
 
     Args:
         accelerator: accelerator of what is saved.
-        output_dir: folder of the checkpoints.
+        run: folder of the run.
         step: number of steps done.
-        ema: EMA models by name.
+        modules: EMA models and others that are the same on all ranks, by the name of their file.
         keep: number of checkpoints to keep.
 
     Returns:
@@ -46,39 +59,39 @@ def save_checkpoint(
     Raises:
         OSError: if it cannot be written.
     """
-    target = output_dir / f"checkpoint-{step:08d}"
-    partial = output_dir / f".{target.name}.partial"
+    name = f"checkpoint-{step:08d}"
+    run.check(f".{name}.partial")
+    target, partial = run.claim(name), run.path / f".{name}.partial"
     if accelerator.is_main_process:
-        for stale in output_dir.glob(
-            ".checkpoint-*.partial"
-        ):  # on a full disk they would take the space of the new one
-            shutil.rmtree(stale, ignore_errors=True)
-        partial.mkdir(parents=True)
+        _remove_partial(run)  # on a full disk they would take the space of the new one
+        partial.mkdir()
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(partial))
         if accelerator.is_main_process:
-            for name, model in ema.items():
-                save_model(model, str(partial / f"ema_{name}.safetensors"))
-            (partial / "progress.json").write_text(json.dumps({"step": step, "processes": accelerator.num_processes}))
+            for name, module in modules.items():
+                save_model(module, str(partial / f"{name}.safetensors"))
     except (RuntimeError, SafetensorError) as error:  # torch and safetensors raise these on a full disk
         raise OSError(f"{target}: cannot be written ({' '.join(str(error).split())[:400]})") from None
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        files = [path for path in partial.rglob("*") if path.is_file()]
+        sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
+        progress = {"step": step, "processes": accelerator.num_processes, "files": sizes}
+        (partial / "progress.json").write_text(json.dumps(progress))
         _flush(partial)
         if target.exists():
-            shutil.rmtree(target)
+            run.remove(target)
         partial.rename(target)
-        checkpoints = sorted(path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name))
+        checkpoints = sorted(path for _, path in _checkpoints(run))
         for old in checkpoints[: -max(1, keep)]:
             old.rename(old.with_name(f".{old.name}.partial"))  # a killed removal must not leave what looks complete
-        for stale in output_dir.glob(".checkpoint-*.partial"):
-            shutil.rmtree(stale)
+        _remove_partial(run)
     accelerator.wait_for_everyone()
     return target
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path, ema: dict[str, nn.Module]) -> int:
+def load_checkpoint(accelerator: Accelerator, folder: Path, modules: dict[str, nn.Module]) -> int:
     """Load what `save_checkpoint` saved, and return the number of steps that were done.
 
     The number of processes may differ from that of the run that saved. Samples and noise are then the same, because they
@@ -86,8 +99,11 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, ema: dict[str, nn.Mo
     not equal bit for bit.
 
     Raises:
-        ValueError: naming the folder, if it does not fit the model.
+        ValueError: naming the folder, if it does not fit the model, is damaged, or could run code.
     """
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        kind = accelerator.distributed_type.value
+        raise ValueError(f"{folder}: checkpoints of {kind} can run code when they are read: resume without {kind}")
     try:
         progress = json.loads((folder / "progress.json").read_text())
         if progress["processes"] != accelerator.num_processes:
@@ -98,11 +114,46 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, ema: dict[str, nn.Mo
             )
         accelerator.load_state(str(folder))
         accelerator.step = 0  # counts micro-steps; a checkpoint lies between two steps
-        for name, model in ema.items():
-            load_model(model, str(folder / f"ema_{name}.safetensors"))
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        for name, module in modules.items():
+            load_model(module, str(folder / f"{name}.safetensors"))
+        if progress["processes"] == accelerator.num_processes:
+            _check_random_states(folder / f"random_states_{accelerator.process_index}.pkl")
+    except _DAMAGE as error:
         raise ValueError(f"{folder}: cannot resume from it ({' '.join(str(error).split())[:400]})") from None
     return progress["step"]
+
+
+def _checkpoints(run: RunFolder) -> list[tuple[int, Path]]:
+    """Steps and folders of the checkpoints that the run has made, complete or not."""
+    paths = [path for path in run.path.glob("checkpoint-*") if run.owns(path.name)]
+    return [(int(match[1]), path) for path in paths if (match := _NAME.fullmatch(path.name))]
+
+
+def _is_complete(folder: Path, step: int) -> bool:
+    """Whether a checkpoint holds all the files that were saved, in their sizes."""
+    try:
+        progress = json.loads((folder / "progress.json").read_text())
+        sizes = {name: (folder / name).stat().st_size for name in progress["files"]}
+        return bool(sizes) and progress["step"] == step and sizes == progress["files"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
+def _remove_partial(run: RunFolder) -> None:
+    for path in run.path.glob(".checkpoint-*.partial"):
+        run.remove(path)
+
+
+def _check_random_states(path: Path) -> None:
+    """ValueError unless the random states are those of a file: accelerate goes on without a word if it cannot read it."""
+    states = load(path)
+    same = torch.equal(torch.get_rng_state(), states["torch_manual_seed"])
+    same = same and random.getstate() == states["random_state"]
+    same = same and np.array_equal(np.random.get_state()[1], states["numpy_random_seed"][1])
+    if torch.cuda.is_available():
+        same = same and all(map(torch.equal, torch.cuda.get_rng_state_all(), states["torch_cuda_manual_seed"]))
+    if not same:
+        raise ValueError(f"the random states in {path.name} could not be restored")
 
 
 def _flush(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -160,7 +161,7 @@ def open_images(options: ImageOptions) -> tuple[CaptionedImages | StreamedImages
         raise ValueError("--dataset is missing: give a folder of images, a Hub id, or `scenes`")
     if options.hold_out < 0 or options.hold_out == 1:
         raise ValueError(f"--hold_out ({options.hold_out}) must be 0 (leave out none) or at least 2 (1 of so many)")
-    images = _open(options, options.dataset, options.split, options.num_scenes, options.seed)
+    opened = images = _open(options, options.dataset, options.split, options.num_scenes, options.seed)
     held_out = None
     if options.hold_out:
         if isinstance(images, StreamedImages):
@@ -168,12 +169,15 @@ def open_images(options: ImageOptions) -> tuple[CaptionedImages | StreamedImages
         images, held_out = hold_out(images, options.hold_out)
     if options.validation_dataset:
         trained, validated = (options.dataset, options.split), (options.validation_dataset, options.validation_split)
-        if trained == validated and options.dataset != SCENES:
-            raise ValueError(
-                f"--validation_dataset ({options.validation_dataset}) is trained on: use --hold_out instead"
-            )
         # With another seed, scenes are other scenes.
         held_out = _open(options, *validated, options.validation_images, options.seed + 1)
+        same = (_place(trained[0]), trained[1]) == (_place(validated[0]), validated[1])
+        shared = _same_files(opened, held_out)
+        if (same and options.dataset != SCENES) or shared:
+            example = f" ({shared[0]} is in both)" if shared else ""
+            raise ValueError(
+                f"--validation_dataset ({options.validation_dataset}) is trained on{example}: use --hold_out instead"
+            )
     return images, held_out
 
 
@@ -219,6 +223,20 @@ def spread(images: CaptionedImages | StreamedImages, count: int, seed: int) -> I
     count = min(count, len(images))
     for number in range(count):
         yield images[number * len(images) // count]["image"]
+
+
+def _place(source: str) -> str:
+    """The same text for the same folder or data set, however it is written."""
+    return os.path.realpath(source) if os.path.isdir(source) else source.rstrip("/")
+
+
+def _same_files(*parts: CaptionedImages | StreamedImages) -> list:
+    """Paths of images of the second part that are in the first one too: by link, or because a folder is in the other."""
+    first, second = (
+        {(status.st_dev, status.st_ino): path for path in getattr(part, "paths", ()) for status in [os.stat(path)]}
+        for part in parts
+    )
+    return sorted(second[key] for key in first.keys() & second.keys())
 
 
 def _open(

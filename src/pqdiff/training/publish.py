@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from pqdiff.adaptation.stages import Stage
 from pqdiff.hub.local_paths import public_name
 from pqdiff.training.options import Options
 from pqdiff.training.session import Session
 from pqdiff.training.validation import PromptValidation
+from pqdiff.yaml_text import dump_yaml
 
 
 def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +94,7 @@ def save_pipeline(
         return
     from pqdiff.hub.pipeline_cards import known_license, write_pipeline_card
 
-    pipeline, folder = validation.pipeline, session.output_dir / "pipeline"
+    pipeline, folder = validation.pipeline, session.folder.claim("pipeline")
     images = validation.generate()
     for component, ema in session.ema.items():
         getattr(pipeline, component).load_state_dict(ema.model.state_dict())
@@ -109,7 +108,7 @@ def save_pipeline(
         "batch_size": session.layout.global_batch_size,
         "stages": [dataclasses.asdict(stage) for stage in stages],
     }  # `load_variant` reads this back if the autoencoder was made from a preset
-    (folder / "variant.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
+    (folder / "variant.yaml").write_text(dump_yaml(description))
     if images:
         (folder / "samples").mkdir(exist_ok=True)
         validation.grid(images).save(folder / "samples" / "validation.png")

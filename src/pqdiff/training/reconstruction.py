@@ -85,7 +85,6 @@ class ReconstructionValidation:
             raise ValueError("--validation_images (0) must be at least 1; use --validation_steps 0 for no validation")
         self.count = len(pixels)
         self.pixels = pixels[session.layout.rank :: session.layout.processes]
-        self.folder = session.output_dir / "validation"
         self.values: dict[str, float | None] = {}
         self._warned = False
 
@@ -135,8 +134,9 @@ class ReconstructionValidation:
             session.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=step)
         if not session.accelerator.is_main_process:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "metrics.jsonl"
+        folder = session.folder.claim("validation")
+        folder.mkdir(exist_ok=True)
+        path = folder / "metrics.jsonl"
         lines = (
             [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
         )
@@ -144,7 +144,7 @@ class ReconstructionValidation:
         path.write_text("".join(f"{json.dumps(line)}\n" for line in [*lines, {"step": step, **values}]))
         images = [tuple(map(to_image, (x, y, error_map(x, y)))) for x, y in rows]
         titles = ("original", "reconstruction", f"error x {ERROR_GAIN}")
-        grid_image([("", row) for row in images], titles, side=256).save(self.folder / f"step-{step:08d}.png")
+        grid_image([("", row) for row in images], titles, side=256).save(folder / f"step-{step:08d}.png")
         for tracker in session.accelerator.trackers:
             if hasattr(tracker, "log_images"):
                 with contextlib.suppress(ImportError, AttributeError, TypeError):  # trackers take different arguments

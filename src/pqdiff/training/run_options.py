@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from pqdiff.training.options import Options
-from pqdiff.yaml_text import parse_yaml
+from pqdiff.yaml_text import dump_yaml, read_yaml
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,14 +88,14 @@ def not_negative(text: str) -> float:
 
 def write_config(arguments: Mapping[str, Any], path: Path) -> None:
     """Write the arguments to a file that `--config` takes."""
-    path.write_text(yaml.safe_dump(_plain(arguments), sort_keys=True))
+    path.write_text(dump_yaml(_plain(arguments), sort_keys=True))
 
 
 def changed_arguments(arguments: Mapping[str, Any], path: Path) -> list[str]:
     """What differs from the arguments in a file of `write_config`, as `name: before -> now`; nothing without a file."""
     try:
-        before = parse_yaml(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        before = read_yaml(path)
+    except ValueError:
         return []
     if not isinstance(before, dict):
         return []

@@ -84,7 +84,7 @@ class ImageSamples:
     """
 
     def __init__(self, images, preparation: Preparation):
-        self.images, self.preparation = images, preparation
+        self.images, self.preparation, self.notes = images, preparation, []
 
     def __len__(self) -> int:
         return len(self.images)
@@ -97,6 +97,7 @@ class ImageSamples:
         else:
             keys = [self.preparation.size_for(*self.images.size_of(i)) for i in range(len(self))]
         plan = BatchPlan(keys, layout.global_batch_size, seed)
+        self.notes += _note_small_buckets(plan.small_buckets(), plan.batch_size)
         return iterate_batches(plan, layout, self._load, seed, start, stop, workers)
 
     def _load(self, samples: list[int], generators: list[torch.Generator]) -> dict:
@@ -116,7 +117,7 @@ class StreamedSamples:
     _BUFFER = 1000  # rows of the shuffle buffer
 
     def __init__(self, stream: StreamedImages, preparation: Preparation):
-        self.stream, self.preparation = stream, preparation
+        self.stream, self.preparation, self.notes = stream, preparation, []
 
     def batches(self, layout: Layout, seed: int, start: int, stop: int, workers: int = 0) -> Iterator[list[dict]]:
         """See `pqdiff.training.batches.Samples`."""
@@ -140,6 +141,7 @@ class StreamedSamples:
         if start >= stop:
             return  # reads nothing
         waiting: dict[tuple[int, int], list] = {}
+        filled: set[tuple[int, int]] = set()
         step = epoch = 0
         while step < stop:
             found = False
@@ -150,6 +152,7 @@ class StreamedSamples:
                 if len(rows) < size:
                     continue
                 waiting[self.preparation.size_for(*row.size)] = []
+                filled.add(self.preparation.size_for(*row.size))
                 if step >= start:
                     yield step, rows
                 step += 1
@@ -157,6 +160,11 @@ class StreamedSamples:
                     return
             if not found:
                 raise ValueError(f"{self.stream.name}: the stream is empty")
+            if epoch == 0 and (few := {shape: len(rows) for shape, rows in waiting.items() if shape not in filled}):
+                shapes = ", ".join(f"{count} of {shape}" for shape, count in few.items())
+                self.notes.append(
+                    f"buckets with fewer images than a batch of {size}: {shapes}; they are trained on later or never"
+                )
             epoch += 1
 
     def _load(self, rows: list, slots: range, seed: int, step: int) -> dict:
@@ -174,7 +182,7 @@ class CachedSamples:
     """
 
     def __init__(self, cache: LatentCache, caption_dropout: float = 0.0, use_text: bool = False):
-        self.cache, self.caption_dropout, self.use_text = cache, caption_dropout, use_text
+        self.cache, self.caption_dropout, self.use_text, self.notes = cache, caption_dropout, use_text, []
 
     def __len__(self) -> int:
         return len(self.cache)
@@ -182,6 +190,7 @@ class CachedSamples:
     def batches(self, layout: Layout, seed: int, start: int, stop: int, workers: int = 0) -> Iterator[list[dict]]:
         """See `pqdiff.training.batches.Samples`."""
         plan = BatchPlan(self.cache.shapes, layout.global_batch_size, seed)
+        self.notes += _note_small_buckets(plan.small_buckets(), plan.batch_size)
         return iterate_batches(plan, layout, self._load, seed, start, stop, workers)
 
     def _load(self, samples: list[int], generators: list[torch.Generator]) -> dict:
@@ -193,6 +202,12 @@ class CachedSamples:
         elif "text_embeddings" in batch and any(dropped):
             batch["text_embeddings"][torch.tensor(dropped)] = self.cache.empty_text_embedding
         return batch
+
+
+def _note_small_buckets(sizes: dict, batch_size: int) -> list[str]:
+    shapes = ", ".join(f"{count} of {shape}" for shape, count in sizes.items())
+    text = f"buckets with fewer images than a batch of {batch_size}: {shapes}; they are repeated, and so weigh more"
+    return [text] if sizes else []
 
 
 @torch.no_grad()

@@ -12,10 +12,12 @@ from accelerate.utils import ProjectConfiguration
 from tqdm.auto import tqdm
 
 from pqdiff.adaptation.stages import Stage
-from pqdiff.training.batches import Layout, Samples
+from pqdiff.training.batches import Layout, Samples, share_batch
 from pqdiff.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from pqdiff.training.data_record import compare_data
 from pqdiff.training.ema import EMA
 from pqdiff.training.log import TrainingLog
+from pqdiff.training.run_folder import take_folder
 from pqdiff.training.run_options import RunOptions, changed_arguments, write_config
 from pqdiff.training.schedule import ScheduleOptions
 from pqdiff.training.step import Step
@@ -44,10 +46,12 @@ class Session:
         device: where the models of this process are.
         layout: how the samples of a step are spread over processes and micro-steps.
         output_dir: folder of the run.
+        folder: the same, which says what in it the run may replace.
         options: as given, with `mixed_precision` and `batch_size` filled in.
         checkpoint: folder of the checkpoint that `prepare` loads, or None for a run from the beginning.
         step: number of optimizer steps done.
         ema: the EMA of each model of `start_ema`, by name; empty if there is none.
+        kept: further modules for checkpoints, the same on all ranks, by the name of their file.
 
     Args:
         options: options of the run.
@@ -56,7 +60,8 @@ class Session:
         global_batch_size: samples per optimizer step where `options.batch_size` is None.
 
     Raises:
-        ValueError: for options that do not fit each other or this launch.
+        ValueError: for options that do not fit each other or this launch, or a folder that is not for this run. Then
+            nothing in the folder was changed.
     """
 
     def __init__(self, options: RunOptions, total_steps: int, project: str, global_batch_size: int | None = None):
@@ -70,23 +75,23 @@ class Session:
         )
         self.device = self.accelerator.device
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        batch_size = options.batch_size or _batch_size_of_a_process(options, processes, global_batch_size)
-        self.layout = Layout(batch_size, options.gradient_accumulation_steps, processes, rank)
+        micro_steps = options.gradient_accumulation_steps
+        batch_size = options.batch_size or share_batch(global_batch_size, micro_steps, processes)
+        self.layout = Layout(batch_size, micro_steps, processes, rank)
         found = {"mixed_precision": self.accelerator.mixed_precision, "batch_size": batch_size}
         self.options = dataclasses.replace(options, **found, arguments={**options.arguments, **found})
         self.ema: dict[str, EMA] = {}
+        self.kept: dict[str, torch.nn.Module] = {}
         self._followed: dict[str, torch.nn.Module] = {}  # by the EMA
         self.models: dict[str, torch.nn.Module] = {}  # as they were prepared
         self._optimizers: tuple[torch.optim.Optimizer, ...] = ()
         if options.report_to and not self.accelerator.log_with:
             raise ValueError(f"--report_to ({options.report_to}): that tracker is not installed")
+        self.folder = take_folder(self.accelerator, self.output_dir)
+        checkpoint, damaged = find_checkpoint(self.folder)
+        self.folder.check_use(bool(checkpoint or damaged), options.resume)
+        self.folder.claim("log.jsonl")
         self.log = TrainingLog(self.accelerator, self.output_dir / "log.jsonl", bool(options.report_to))
-        checkpoint = find_checkpoint(self.output_dir)
-        if checkpoint and not options.resume:
-            raise ValueError(
-                f"--output_dir {self.output_dir} holds checkpoints of another run: add --resume to continue that run, "
-                "or choose another folder"
-            )
         self.checkpoint, self.step = checkpoint or (None, 0)
         self._loaded = checkpoint is None
         changed = self._write_config()
@@ -96,7 +101,7 @@ class Session:
             mininterval=0.2 if sys.stderr.isatty() else 60,  # a log file needs fewer lines than a terminal
             disable=not self.accelerator.is_main_process,
         )
-        self._say_what_is_unusual(changed)
+        self._say_what_is_unusual(changed, damaged)
         self._signals = StopSignals()
 
     # Before the loop.
@@ -126,6 +131,7 @@ class Session:
         if not self._loaded:
             self._load()
         if self.options.report_to and not self.accelerator.trackers:
+            self.folder.claim("logs")
             simple = (int, float, str, bool)
             arguments = {k: v if isinstance(v, simple) else str(v) for k, v in self.options.arguments.items()}
             self.accelerator.init_trackers(self.project, config=arguments)
@@ -152,7 +158,7 @@ class Session:
 
         Before each step all learning rates are set; a parameter group with a key `peak` gets its part of `peak`. After
         the body of the loop the EMA is updated, `validate` is called, a line is logged and a checkpoint is saved, each
-        when it is due.
+        when it is due. The last step of the run is always saved, because its result is not.
 
         Args:
             samples: data of the stage.
@@ -164,11 +170,15 @@ class Session:
 
         Raises:
             TrainingStopped: after saving, if a signal came.
+            ValueError: after saving, if a rank cannot load its samples.
         """
         done = self.step if done is None else done
         seed = self.options.seed if seed is None else seed
+        for note in compare_data(self.folder, samples, seed, resumed=self.checkpoint is not None):
+            self.say(note)
         batches = samples.batches(self.layout, seed, done, stage.steps, self.options.dataloader_workers)
-        for number, micro_batches in enumerate(batches, start=done):
+        for number in range(done, stage.steps):
+            micro_batches = self._load_samples(samples, batches)
             rate = schedule.learning_rate(stage, number)
             for group in self._groups():
                 group["lr"] = group.get("peak", 1.0) * rate
@@ -190,9 +200,8 @@ class Session:
 
     def save_checkpoint(self) -> Path:
         """Save now; all ranks must call it."""
-        ema = {name: ema.model for name, ema in self.ema.items()}
         limit = self.options.checkpoints_total_limit
-        return save_checkpoint(self.accelerator, self.output_dir, self.step, ema, limit)
+        return save_checkpoint(self.accelerator, self.folder, self.step, self._modules(), limit)
 
     def close(self) -> None:
         """End trackers and progress bar, and give the signals back."""
@@ -207,8 +216,8 @@ class Session:
         if self.is_logged(self.step):
             loss = self.log.write(self.step, values)
             self.progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        stop = self._stop_asked()
-        if self.step % self.options.checkpointing_steps == 0 or stop:
+        stop = self._on_any_rank(self._signals.stop_asked)  # all ranks must agree to save together
+        if self.step % self.options.checkpointing_steps == 0 or self.step == self.total_steps or stop:
             self.save_checkpoint()
         if stop:
             self.close()
@@ -217,19 +226,36 @@ class Session:
                 "the same command with --resume goes on"
             )
 
-    def _stop_asked(self) -> bool:
-        """Whether any rank got a signal: all ranks must agree to save together."""
-        stop = self._signals.stop_asked
+    def _load_samples(self, samples: Samples, batches: Iterator[list[dict]]) -> list[dict]:
+        """The micro-batches of the next step. If a rank cannot load them, all ranks save the steps before and stop."""
+        micro_batches, problem = [], None
+        try:
+            micro_batches = next(batches)
+        except (ValueError, OSError) as error:
+            problem = str(error)
+        while notes := getattr(samples, "notes", None):
+            self.say(notes.pop(0))
+        if self._on_any_rank(problem is not None):
+            problem = problem or "another process could not load its samples"
+            if self.step:
+                saved = self.save_checkpoint()
+                problem += (
+                    f"; the {self.step} steps before are saved in {saved}: without that file, or with a whole one, "
+                    "the same command with --resume goes on"
+                )
+            self.close()
+            raise ValueError(problem)
+        return micro_batches
+
+    def _on_any_rank(self, flag: bool) -> bool:
         if self.accelerator.num_processes > 1:
-            flag = torch.tensor([float(stop)], device=self.device)
-            stop = bool(self.accelerator.reduce(flag, "sum").item())
-        return stop
+            flag = self.accelerator.reduce(torch.tensor([float(flag)], device=self.device), "sum").item()
+        return bool(flag)
 
     def _load(self) -> None:
         """Load the checkpoint into what was prepared."""
         given = [{k: v for k, v in group.items() if k != "params"} for group in self._groups()]
-        ema = {name: ema.model for name, ema in self.ema.items()}
-        self.step = load_checkpoint(self.accelerator, self.checkpoint, ema)
+        self.step = load_checkpoint(self.accelerator, self.checkpoint, self._modules())
         for group, values in zip(self._groups(), given, strict=True):
             group.update(values)  # the flags of this run, not those of the run that saved
         self._loaded = True
@@ -237,21 +263,27 @@ class Session:
         self.progress.update(self.step - self.progress.n)
         self.say(f"resumed from {self.checkpoint} after step {self.step}")
 
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        """What checkpoints hold beside what was prepared, by the name of the file."""
+        return {f"ema_{name}": ema.model for name, ema in self.ema.items()} | self.kept
+
     def _groups(self) -> list[dict]:
         """Parameter groups of all optimizers."""
         return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
     def _write_config(self) -> list[str]:
         """Write OUTPUT_DIR/config.yaml; returns what differs from the arguments of the run that is resumed."""
-        changed, path, arguments = [], self.output_dir / "config.yaml", self.options.arguments
+        changed, path, arguments = [], self.folder.claim("config.yaml"), self.options.arguments
         if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
             changed = changed_arguments(arguments, path) if self.options.resume else []
-            write_config(arguments, path)
+            if not (arguments.get("config") and path.exists() and path.samefile(arguments["config"])):
+                write_config(arguments, path)
         return changed
 
-    def _say_what_is_unusual(self, changed: list[str]) -> None:
+    def _say_what_is_unusual(self, changed: list[str], damaged: list[Path]) -> None:
         options = self.options
+        for path in damaged:
+            self.say(f"{path} is not complete, so the newest complete checkpoint before it is used")
         if changed:
             self.say(
                 f"this run began with other arguments ({', '.join(changed)}): from here on the new ones are used, and "
@@ -266,15 +298,3 @@ class Session:
             self.log.cut(0)  # lines of a run that was killed before its first checkpoint
             if options.resume:
                 self.say(f"no complete checkpoint in {self.output_dir} yet: starting from the beginning")
-
-
-def _batch_size_of_a_process(options: RunOptions, processes: int, global_batch_size: int) -> int:
-    """Samples per process and micro-step that make up a given global batch."""
-    micro_steps = options.gradient_accumulation_steps
-    size, rest = divmod(global_batch_size, processes * micro_steps)
-    if rest:
-        raise ValueError(
-            f"--batch_size is missing: {global_batch_size} samples a step cannot be shared by {processes} process(es) "
-            f"times {micro_steps} micro-step(s) (--gradient_accumulation_steps)"
-        )
-    return size

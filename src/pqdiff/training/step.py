@@ -57,7 +57,7 @@ class Step:
             bad = session.accelerator.reduce(bad, "sum")
         if bad.item():
             number, batch = self.number + 1, self._micro_batches[self._micro_step]
-            path = session.output_dir / f"nonfinite-step{number}-rank{session.accelerator.process_index}.pt"
+            path = session.folder.claim(f"nonfinite-step{number}-rank{session.accelerator.process_index}.pt")
             torch.save({"step": number, "loss": loss.detach().cpu(), "batch": batch}, path)
             raise ValueError(
                 f"the loss is not finite at step {number}; its batch is in {path}. Lower the learning rate, or use bf16 "

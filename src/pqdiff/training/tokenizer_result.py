@@ -1,11 +1,10 @@
 """The result of training an autoencoder: a folder with card and metrics, and the upload to the Hub."""
 
 import json
-import shutil
 
 import torch
 
-from pqdiff.data.files import atomic_folder
+from pqdiff.data.files import updated_folder
 from pqdiff.hub.cards import TokenizerEvaluation, render_tokenizer_card
 from pqdiff.models.autoencoder_pq import AutoencoderPQ
 from pqdiff.models.fingerprint import fingerprint
@@ -37,9 +36,9 @@ def save_tokenizer(
     """
     if not session.accelerator.is_main_process:
         return
-    folder = session.output_dir / "autoencoder"
-    shutil.rmtree(folder, ignore_errors=True)
-    with atomic_folder(folder) as temporary:
+    folder = session.folder.claim("autoencoder")
+    (folder / "metrics.json").unlink(missing_ok=True)  # there may be no new one
+    with updated_folder(folder) as temporary:
         model.save_pretrained(temporary)
         if evaluation:
             (temporary / "metrics.json").write_text(json.dumps(_document(model, evaluation), indent=2) + "\n")

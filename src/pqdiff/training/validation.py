@@ -61,8 +61,8 @@ class PromptValidation:
         if not due or not session.accelerator.is_main_process:
             return
         images = self.generate()
-        folder = session.output_dir / "validation"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = session.folder.claim("validation")
+        folder.mkdir(exist_ok=True)
         self.grid(images).save(folder / f"step-{step:08d}.png")
         for tracker in session.accelerator.trackers:
             if not hasattr(tracker, "log_images"):
