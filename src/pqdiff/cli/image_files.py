@@ -5,12 +5,13 @@ from pathlib import Path
 from PIL import Image
 
 from pqdiff.data.files import atomic_file
+from pqdiff.data.images.colors import srgb_tag
 
 
 def save_image(image: Image.Image, path: Path) -> str:
-    """Write an image and return its path. Folders on the way are made."""
+    """Write an image, which says that its colors are sRGB, and return its path. Folders on the way are made."""
     with atomic_file(path) as temporary:
-        image.save(temporary)
+        image.save(temporary, **srgb_tag(path.suffix))
     return str(path)
 
 

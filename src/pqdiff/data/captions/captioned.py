@@ -13,7 +13,8 @@ from pqdiff.data.captions.captioned_images import CaptionedImages
 from pqdiff.data.captions.metadata import METADATA_FILES, one_line, read_metadata, sidecar_captions
 from pqdiff.data.captions.tables import StreamedImages, TableImages
 from pqdiff.data.images.lazy_image import LazyImage
-from pqdiff.data.images.reading import IMAGE_SUFFIXES, find_images, holds_images
+from pqdiff.data.images.opening import IMAGE_SUFFIXES
+from pqdiff.data.images.reading import find_images, holds_images
 from pqdiff.data.scenes.scenes import SceneDataset
 
 SCENES = "scenes"

@@ -8,7 +8,9 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
-from pqdiff.data.images.reading import decode_image, load_image, one_line_errors, to_rgb
+from pqdiff.data.images.colors import to_rgb
+from pqdiff.data.images.opening import one_line_errors, open_image
+from pqdiff.data.images.reading import decode_image, load_image
 
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
@@ -43,7 +45,7 @@ class LazyImage:
         if isinstance(self.source, Image.Image):
             return to_rgb(self.source).size
         name = str(self.source) if isinstance(self.source, Path) else self.name
-        with one_line_errors(name), self._open() as file, Image.open(file) as image:
+        with one_line_errors(name), self._open() as file, open_image(file) as image:
             return _upright_size(image, file)
 
     def load(self) -> Image.Image:

@@ -1,42 +1,25 @@
 """Find image files, read images of any kind as 8-bit RGB, and turn them into tensors and back."""
 
-import contextlib
-import struct
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
-# Everything that Pillow raises for damaged files.
-BROKEN = (
-    *(OSError, SyntaxError, EOFError, ValueError, AttributeError, TypeError, struct.error),
-    Image.DecompressionBombError,
-)
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+from pqdiff.data.images.colors import join_bytes, to_rgb
+from pqdiff.data.images.opening import IMAGE_SUFFIXES, one_line_errors, open_image, open_low_bytes
 
 
 def load_image(path: str | Path) -> Image.Image:
     """An image file as an upright 8-bit RGB image.
 
-    The EXIF orientation is applied, transparency is laid over white, and 16-bit gray is rounded to 8 bits. (Of 16-bit
-    colors Pillow reads the upper 8 bits.)
+    The EXIF orientation is applied, colors are converted to sRGB, transparency is laid over white, and 16 bits are
+    rounded to 8 bits.
 
     Raises:
-        ValueError: naming the file, if it is missing, empty, corrupt, truncated, too large or not an image.
+        ValueError: naming the file, if it is missing, empty, corrupt, truncated, too large, or of none of `FORMATS`.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,67 +31,12 @@ def load_image(path: str | Path) -> Image.Image:
 
 def decode_image(file: BinaryIO) -> Image.Image:
     """An open image file as an upright 8-bit RGB image; raises what Pillow raises."""
-    with Image.open(file) as image:
+    with open_image(file) as image:
         image.load()
+        if lower := open_low_bytes(file):
+            lower.load()
+            return to_rgb(join_bytes(image, lower))
         return to_rgb(image)
-
-
-@contextlib.contextmanager
-def one_line_errors(name: str) -> Iterator[None]:
-    """Turn what Pillow raises into a ValueError of one line that begins with `name`, and silence its warnings.
-
-    What is wrong with an image comes as an error. Warnings are about damaged EXIF, which does no harm.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except UnidentifiedImageError:
-            raise ValueError(f"{name}: is not an image, or of a format that Pillow cannot read") from None
-        except FileNotFoundError:
-            raise ValueError(f"{name}: no such file") from None
-        except BROKEN as error:
-            raise ValueError(f"{name}: cannot be read as an image ({' '.join(str(error).split())})") from None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as an upright 8-bit RGB image, with transparency laid over white.
-
-    Raises:
-        ValueError: for floating-point images with values outside [0, 1] or NaN, and for integers beyond 16 bits.
-    """
-    image = _upright(image)
-    if image.mode.startswith("I"):  # 16-bit gray has mode I;16, I;16B or I
-        values = np.asarray(image).astype(np.float64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"integer values ({values.min():.0f} to {values.max():.0f}) are beyond 16 bits")
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        values = np.asarray(image)
-        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
-            raise ValueError("floating-point values must be finite and in [0, 1]")
-        return Image.fromarray(np.rint(values * 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The image, turned as its EXIF orientation asks; damaged EXIF is ignored.
-
-    Pillow's `exif_transpose` is not used: it also rewrites all other tags, and fails if one of them is damaged.
-    """
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except BROKEN:
-        return image
-    if turn is None:
-        return image
-    image = image.transpose(turn)
-    for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):  # else it would be turned again later
-        image.info.pop(key, None)
-    return image
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
