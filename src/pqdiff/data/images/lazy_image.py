@@ -1,5 +1,6 @@
 """A captioned image that is not decoded yet: its size is read from the file's header, its pixels only when needed."""
 
+import hashlib
 import io
 import struct
 from dataclasses import dataclass
@@ -60,6 +61,21 @@ class LazyImage:
             if isinstance(self.source, Image.Image):
                 return to_rgb(self.source)
             return decode_image(io.BytesIO(self.source))
+
+    def digest(self) -> bytes:
+        """16 bytes that tell whether this is the same image with the same name and captions.
+
+        Raises:
+            ValueError: naming the image, if its file cannot be read.
+        """
+        digest = hashlib.blake2b(repr((self.name, self.captions)).encode(errors="surrogatepass"), digest_size=16)
+        if isinstance(self.source, Image.Image):
+            digest.update(self.source.tobytes())
+            return digest.digest()
+        with one_line_errors(self.name), self._open() as file:
+            while part := file.read(2**20):
+                digest.update(part)
+        return digest.digest()
 
     def _open(self) -> BinaryIO:
         return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
