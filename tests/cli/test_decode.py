@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from pqdiff.data.cache.image_codes import load_codes, save_codes
 from tests.cli.support import (
     BAD_CODES,
     assert_done,
@@ -73,3 +75,17 @@ def test_codes_whose_codebooks_are_not_the_models_are_refused(tmp_path, pqdiff, 
     packed = torch.zeros(-(-3 * 6 * 9 // 8), dtype=torch.uint8)
     save_file({"codes": packed}, bad, metadata={"pqdiff": json.dumps(header)})
     assert_refused(pqdiff("decode", good, bad, "-o", tmp_path / "out"), bad, tmp_path / "out")
+
+
+def test_codes_of_a_stranger_are_compared_with_the_model_before_they_are_unpacked(tmp_path, pqdiff, f8):
+    (path,) = encoded(pqdiff, tmp_path / "codes", f8, save(tmp_path / "a.png", 1, 8, 8))
+    codes = load_codes(path)
+    codes.indices, codes.codebook_sizes = torch.zeros(1, 2048, 2048, dtype=torch.int64), (2,)
+    save_codes(codes, path)
+    tracemalloc.start()
+    try:
+        assert_refused(pqdiff("decode", path, "-o", tmp_path / "out", "-m", f8), path, tmp_path / "out")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**25  # the tokens alone take as much

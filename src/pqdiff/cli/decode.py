@@ -27,19 +27,20 @@ def decode(
     from pqdiff.data.images.reading import to_image
 
     silence_libraries(quiet=json)
-    loaded, autoencoders = [(path, load_codes(path)) for path in codes], {}
+    loaded, autoencoders = [(path, load_codes(path, header_only=True)) for path in codes], {}
     for path, code in loaded:
         name = model or code.model
         if name not in autoencoders:
             autoencoders[name] = load_tiled_autoencoder(name)
         _check_codes(path, code, name, autoencoders[name])
+        load_codes(path)  # a broken file stops the command before anything is written
     rows = []
     stems = unique_names([path.name.removesuffix(".safetensors").removesuffix(".pq") for path in codes])
     with progress_bar(quiet=json) as show:
         for count, ((path, code), stem) in enumerate(zip(loaded, stems, strict=True)):
             show("decoding", count, len(loaded))
             autoencoder = autoencoders[model or code.model]
-            pixels = decode_pixels(autoencoder, code.indices[None], code.height, code.width)
+            pixels = decode_pixels(autoencoder, load_codes(path).indices[None], code.height, code.width)
             rows.append({"codes": str(path), "file": save_image(to_image(pixels), output / f"{stem}.png")})
     if json:
         print_json({"results": rows})
