@@ -63,6 +63,12 @@ def check_new_folder(path: str | Path) -> None:
         raise ValueError(f"{path}: exists already; choose another name, or remove it")
 
 
+def readable(name: str | Path) -> str:
+    """A name for people, messages and UTF-8 files: control characters and bytes that are not UTF-8 are escaped."""
+    text = os.fsencode(name).decode(errors="backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -322,3 +322,28 @@ def test_folders_without_images_are_refused(tmp_path):
             find_images(folder)
         assert str(folder) in str(raised.value)
         assert len(str(raised.value).splitlines()) == 1
+
+
+def test_hidden_folders_and_files_are_left_out_and_links_are_followed_once(tmp_path):
+    image_folder(
+        tmp_path / "x", ["0.png", ".ipynb_checkpoints/0.png", "a/.hidden/0.png", "a/._0.png", "__MACOSX/._0.png"]
+    )
+    image_folder(tmp_path / "elsewhere", ["1.png", "deep/2.png"])
+    (tmp_path / "x" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "x")
+    (tmp_path / "x" / "a" / "self").symlink_to(".")
+    (tmp_path / "x" / "b.png").symlink_to(tmp_path / "elsewhere" / "1.png")
+    found = [path.relative_to(tmp_path / "x").as_posix() for path in find_images(tmp_path / "x")]
+    assert found == ["0.png", "b.png", "linked/1.png", "linked/deep/2.png"]
+
+
+def test_a_hidden_folder_that_is_asked_for_is_read(tmp_path):
+    image_folder(tmp_path / ".photos", ["0.png"])
+    assert len(find_images(tmp_path / ".photos")) == 1
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "avif", "JFIF"])
+def test_images_of_newer_suffixes_are_found_and_read(tmp_path, suffix):
+    Image.fromarray(gradient()).save(tmp_path / f"x.{suffix}", "avif" if suffix == "avif" else "jpeg")
+    (path,) = find_images(tmp_path)
+    assert load_image(path).size == (24, 16)

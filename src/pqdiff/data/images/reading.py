@@ -1,5 +1,7 @@
 """Find image files, read images of any kind as 8-bit RGB, and turn them into tensors and back."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -67,7 +69,7 @@ def pad_to_multiple(images: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """Image files in a folder and its subfolders, in name order.
+    """Image files in a folder and its subfolders, in name order. Links are followed; what is hidden is left out.
 
     Raises:
         ValueError: if the folder does not exist or holds no images.
@@ -75,7 +77,7 @@ def find_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    paths = sorted(path for path in folder.rglob("*") if _is_image(path))
+    paths = sorted(filter(_is_image, walk(folder)))
     if not paths:
         raise ValueError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return paths
@@ -83,8 +85,21 @@ def find_images(folder: str | Path) -> list[Path]:
 
 def holds_images(folder: str | Path) -> bool:
     """Whether there is an image file in a folder or its subfolders; stops at the first one."""
-    return any(_is_image(path) for path in Path(folder).rglob("*"))
+    return any(map(_is_image, walk(Path(folder))))
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Files in a folder and its subfolders, without hidden ones. Links are followed, but each folder is read once."""
+    seen = set()
+    for name, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(name)
+        if (status.st_dev, status.st_ino) in seen:  # by another link, or because a link leads back
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(part for part in folders if not part.startswith("."))
+        yield from (Path(name, file) for file in sorted(files) if not file.startswith("."))
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
