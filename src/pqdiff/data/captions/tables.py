@@ -1,6 +1,7 @@
 """Images and captions in tables of the library `datasets`: files on this machine or data sets on the Hub."""
 
 import copy
+import inspect
 import itertools
 import sys
 import tarfile
@@ -108,7 +109,10 @@ class StreamedImages(_Table):
             dataset = dataset.skip(rows.start)
         if rows.stop < sys.maxsize:
             dataset = dataset.take(len(rows))
-        return self._changed(dataset.shuffle(seed=seed, buffer_size=buffer_size), StreamedImages.rows)
+        options = {"seed": seed, "buffer_size": buffer_size}
+        if "max_buffer_input_shards" in inspect.signature(dataset.shuffle).parameters and dataset.num_shards == 1:
+            options["max_buffer_input_shards"] = 1  # nothing to interleave, and the library waits 5 seconds after it
+        return self._changed(dataset.shuffle(**options), StreamedImages.rows)
 
     def _changed(self, dataset, rows: range) -> "StreamedImages":
         result = copy.copy(self)
