@@ -6,6 +6,16 @@ from PIL import Image
 
 from pqdiff.data.files import atomic_file
 from pqdiff.data.images.colors import srgb_tag
+from pqdiff.data.images.reading import find_images
+
+
+def images_of(paths: list[Path]) -> list[Path]:
+    """The paths, with all images of a folder, its subfolders included, in place of the folder.
+
+    Raises:
+        ValueError: for a folder without images.
+    """
+    return [image for path in paths for image in (find_images(path) if path.is_dir() else [path])]
 
 
 def save_image(image: Image.Image, path: Path) -> str:

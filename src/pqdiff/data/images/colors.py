@@ -151,17 +151,22 @@ def _with_info(image: Image.Image, info: dict) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image, turned as its EXIF orientation asks; damaged EXIF is ignored.
+    """The image, turned as its EXIF orientation asks.
 
     Pillow's `exif_transpose` is not used: it also rewrites all other tags, and fails if one of them is damaged.
     """
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # Pillow raises errors of every kind
-        return image
+    turn = _TURNS.get(orientation(image.getexif))
     if turn is None:
         return image
     image = image.transpose(turn)
     for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):  # else it would be turned again later
         image.info.pop(key, None)
     return image
+
+
+def orientation(getexif: Callable[[], Image.Exif]) -> int | None:
+    """The EXIF orientation; None if there is none, or the EXIF is damaged."""
+    try:
+        return getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow raises errors of every kind
+        return None

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
-from pqdiff.data.images.colors import to_rgb
+from pqdiff.data.images.colors import orientation, to_rgb
 from pqdiff.data.images.opening import one_line_errors, open_image
 from pqdiff.data.images.reading import decode_image, load_image
 
@@ -85,11 +85,11 @@ def _upright_size(image: Image.Image, file: BinaryIO) -> tuple[int, int]:
     if image.format == "PNG" and _has_late_metadata(file):
         image.load()  # Pillow reads the metadata only after the pixels
     # Not `image.getexif()`: that of PngImageFile decodes every PNG without EXIF.
-    orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    turned = orientation(lambda: Image.Image.getexif(image)) in _SIDEWAYS
     width, height = image.size
     if image.format == "TIFF":  # some versions of Pillow give the turned size of a TIFF
         width, height = (image.tag_v2[tag] for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
-    return (height, width) if orientation in _SIDEWAYS else (width, height)
+    return (height, width) if turned else (width, height)
 
 
 def _has_late_metadata(file: BinaryIO) -> bool:
