@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -117,7 +117,9 @@ def main(argv=None) -> None:
     precision = PRECISIONS[args.mixed_precision]
     total = len(images) if isinstance(images, CaptionedImages) else None
     if writer.num_items_done:
-        print(f"{args.output}: {writer.num_items_done} images are done already", file=sys.stderr)
+        print(
+            f"{args.output}: {writer.num_items_done} images are done already; what is left is encoded", file=sys.stderr
+        )
 
     pending: dict[tuple[int, int], list[dict]] = defaultdict(list)  # samples by their size, until they fill a batch
 
@@ -129,16 +131,22 @@ def main(argv=None) -> None:
                 batch = samples[start : start + even]
                 with torch.autocast(torch.device(args.device).type, precision, precision != torch.float32):
                     encoded = encode(batch, autoencoder, kind, args.device)
-                    embeddings = text.encode([sample["caption"] for sample in batch]) if text else [None] * len(batch)
+                    embeddings = [text.encode(sample["captions"]) if text else None for sample in batch]
                 for sample, values, embedding in zip(batch, encoded, embeddings, strict=True):
                     del sample["image"]
-                    sample |= {kind: values, "text_embedding": embedding}
+                    sample |= {kind: values, "text_embeddings": embedding}
             writer.add(samples)
 
     plan = partial(read_samples, targets=targets, crops=args.crops, flip=args.flip, seed=args.seed)
-    with writer, tqdm(total=total, initial=writer.num_items_done, unit=" images", mininterval=0.5) as progress:
-        for samples in read_images(images, writer, plan, args.num_workers):
+    with writer, tqdm(total=total, unit=" images", mininterval=0.5) as progress:
+        for samples in read_images(images, writer.done, plan, args.num_workers):
             progress.update()
+            if samples is None:
+                continue
+            if isinstance(samples, Changed):
+                raise ValueError(
+                    f"{args.output}: {samples.name} has changed since it was cached; choose another folder"
+                )
             if isinstance(samples, str):
                 if not args.skip_broken:
                     raise ValueError(samples)
@@ -204,38 +212,51 @@ class TextEncoder:
         self.model.to(device)
 
     @torch.no_grad()
-    def encode(self, captions: list[str]) -> torch.Tensor:
+    def encode(self, captions: Sequence[str]) -> torch.Tensor:
         """Embeddings `(B, T, D)`, each different caption is encoded once."""
         different = list(dict.fromkeys(captions))
         embeddings = encode_captions(self.tokenizer, self.model, different)
         return embeddings[[different.index(caption) for caption in captions]]
 
 
+@dataclass(frozen=True)
+class Changed:
+    """An image whose content, name or captions are not those that are in the cache."""
+
+    name: str
+
+
 @dataclass
 class Prepare:
-    """Number of an image to its samples, in a worker process; an error is returned as its text, without a traceback."""
+    """Number of an image to its samples, in a worker process; an error is returned as its text, without a traceback.
+
+    An image that is in the cache already gives None, or `Changed`.
+    """
 
     row: Callable[[int], LazyImage]
     plan: Callable[[int, LazyImage], list[dict]]
+    done: dict[int, bytes]
 
-    def __getitem__(self, item: int) -> list[dict] | str:
+    def __getitem__(self, item: int) -> list[dict] | str | Changed | None:
         try:
-            return self.plan(item, self.row(item))
+            row = self.row(item)
+            if item in self.done:
+                return None if self.done[item] == row.digest() else Changed(row.name)
+            return self.plan(item, row)
         except ValueError as error:
             return str(error)
 
 
-def read_images(images, writer: LatentCacheWriter, plan, num_workers: int) -> Iterator[list[dict] | str]:
+def read_images(images, done: dict[int, bytes], plan, num_workers: int) -> Iterator[list[dict] | str | Changed | None]:
     """Samples of each image that is not in the cache yet, or what is wrong with the image."""
+    done = dict(done)
     if isinstance(images, StreamedImages):
-        start = writer.next_item
-        for item, row in enumerate(images.skip(start), start=start):
-            if not writer.is_done(item):
-                yield Prepare({item: row}.get, plan)[item]
+        for item, row in enumerate(images):
+            yield Prepare({item: row}.get, plan, done)[item]
         return
-    left = [item for item in range(len(images)) if not writer.is_done(item)]
     yield from DataLoader(
-        Prepare(images.row, plan), batch_size=None, sampler=left, num_workers=min(num_workers, len(left)),
+        Prepare(images.row, plan, done), batch_size=None, sampler=range(len(images)),
+        num_workers=min(num_workers, len(images)),
         collate_fn=as_they_are, worker_init_fn=leave_signals_to_the_parent,
     )  # fmt: skip
 
@@ -252,15 +273,13 @@ def leave_signals_to_the_parent(worker: int) -> None:
 
 
 def read_samples(item: int, row: LazyImage, targets, crops: int, flip: bool, seed: int) -> list[dict]:
-    """Crops of an image with everything that is recorded of them. The captions of an image take turns."""
-    image = row.load()
+    """Crops of an image with everything that is recorded of them."""
+    image, common = (
+        row.load(),
+        {"item": item, "name": row.name, "source": row.digest(), "captions": row.captions or ("",)},
+    )
     plans = plan_crops(image.size, nearest_bucket(*image.size, targets), crops, flip, [seed, item])
-    captions = row.captions or ("",)
-    return [
-        {"item": item, "name": row.name, "crop": crop, "image": part,
-         "caption": captions[number // (1 + flip) % len(captions)]}
-        for number, (crop, part) in enumerate(zip(plans, cut(image, plans), strict=True))
-    ]  # fmt: skip
+    return [{**common, "crop": crop, "image": part} for crop, part in zip(plans, cut(image, plans), strict=True)]
 
 
 @torch.no_grad()

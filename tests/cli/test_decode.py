@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 
 import huggingface_hub
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 
 from pqdiff import AutoencoderPQ
 from pqdiff.checkpoints import BUNDLED
-from pqdiff.data.cache.image_codes import ImageCodes, save_codes
+from pqdiff.data.cache.image_codes import ImageCodes, load_codes, save_codes
 from pqdiff.models.fingerprint import fingerprint
 from tests.cli.support import (
     BAD_CODES,
@@ -98,3 +99,17 @@ def test_codes_do_not_choose_which_model_is_loaded(tmp_path, pqdiff, f8, monkeyp
 def test_codes_of_a_shipped_model_are_decoded_by_it(tmp_path, pqdiff):
     codes = encoded(pqdiff, tmp_path / "codes", BUNDLED[-2], save(tmp_path / "a.png", 1, 16, 24))
     assert_done(pqdiff("decode", *codes, "-o", tmp_path / "out"))
+
+
+def test_codes_of_a_stranger_are_compared_with_the_model_before_they_are_unpacked(tmp_path, pqdiff, f8):
+    (path,) = encoded(pqdiff, tmp_path / "codes", f8, save(tmp_path / "a.png", 1, 8, 8))
+    codes = load_codes(path)
+    codes.indices, codes.codebook_sizes = torch.zeros(1, 2048, 2048, dtype=torch.int64), (2,)
+    save_codes(codes, path)
+    tracemalloc.start()
+    try:
+        assert_refused(pqdiff("decode", path, "-o", tmp_path / "out", "-m", f8), path, tmp_path / "out")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**25  # the tokens alone take as much

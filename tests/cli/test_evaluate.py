@@ -46,3 +46,10 @@ def test_evaluate_refuses_a_resolution_that_does_not_fit(tmp_path, pqdiff, f8, r
     save(tmp_path / "images" / "a.png", 1, 16, 16)
     arguments = ["-m", f8, "-o", tmp_path / "out" / "m.json", "--resolution", resolution]
     assert_refused(pqdiff("evaluate", tmp_path / "images", *arguments), resolution, tmp_path / "out")
+
+
+def test_a_resolution_below_the_window_of_ssim_is_refused_for_that_reason(tmp_path, pqdiff, f8):
+    save(tmp_path / "images" / "a.png", 1)
+    arguments = ["-m", f8, "-o", tmp_path / "out" / "m.json", "--resolution"]
+    assert "resolution (8) must be at least 16: SSIM" in pqdiff("evaluate", tmp_path / "images", *arguments, 8).err
+    assert "(100) must be divisible by F = 8" in pqdiff("evaluate", tmp_path / "images", *arguments, 100).err

@@ -24,3 +24,10 @@ def test_an_image_is_written_to_a_new_folder(tmp_path):
     assert save_image(Image.new("RGB", (3, 2), "red"), path) == str(path)
     with Image.open(path) as image:
         assert image.size == (3, 2)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg"])
+def test_images_that_are_written_say_srgb(tmp_path, name):
+    save_image(Image.new("RGB", (8, 8), "red"), tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        assert "srgb" in image.info or image.info["icc_profile"]

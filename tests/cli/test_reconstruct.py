@@ -10,7 +10,7 @@ from PIL import Image
 
 from pqdiff import AutoencoderPQ
 from pqdiff.data.images.reading import load_image, normalize, to_pixels, to_tensor
-from tests.cli.support import assert_done, files_in, pixels_of, random_image, save
+from tests.cli.support import assert_done, assert_refused, files_in, pixels_of, random_image, save
 
 
 def test_reconstruct_reports_what_it_wrote(tmp_path, pqdiff, f8, f16):
@@ -106,3 +106,22 @@ def test_models_of_the_same_name_do_not_overwrite_each_other(tmp_path, pqdiff, f
     result = pqdiff("reconstruct", *images, "-o", tmp_path / "out", "-m", f8, "-m", other, "--save-images", "--json")
     assert_done(result)
     assert len(files_in(tmp_path / "out")) == len(set(json.loads(result.out)["files"])) == 3
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "encode"])
+def test_folders_are_taken_as_evaluate_and_fit_take_them(tmp_path, pqdiff, f8, command):
+    for name in ("a.png", "deep/b.png", ".hidden/c.png"):
+        save(tmp_path / "images" / name, 1, 16, 16)
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    result = pqdiff(
+        command, tmp_path / "images", save(tmp_path / "d.png", 1, 16, 16), "-o", tmp_path / "out", "-m", f8
+    )
+    assert_done(result)
+    assert [name.partition(".")[0] for name in files_in(tmp_path / "out")] == ["a", "b", "d"]
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "encode"])
+def test_a_folder_without_images_is_refused(tmp_path, pqdiff, f8, command):
+    (tmp_path / "empty").mkdir()
+    result = pqdiff(command, tmp_path / "empty", "-o", tmp_path / "out", "-m", f8)
+    assert_refused(result, tmp_path / "empty", tmp_path / "out")

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,13 +118,33 @@ def test_buckets_keep_aspect_ratios(photos, models, tmp_path):
     assert shapes == {0: (16, 16), 1: (12, 20), 2: (20, 12)}
 
 
-def test_captions_of_a_photo_take_turns(photos, models, tmp_path):
+def test_all_captions_of_a_photo_survive_the_cache_with_their_embeddings(photos, models, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     Image.open(photos / "1.png").save(folder / "a.png")
-    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "captions": ["one", "two"]}))
-    result = cache(folder, models / "pq", tmp_path / "c", "--crops", 3, "--flip")
-    assert [entry["caption"] for entry in result] == ["one", "one", "two", "two", "one", "one"]
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "captions": ["one", "two", "three"]}))
+    options = ("--crops", 2, "--text_encoder", models / "pipeline")
+    result = cache(folder, models / "pq", tmp_path / "c", *options)
+    assert [entry["captions"] for entry in result] == [("one", "two", "three")] * 2
+    batch = result.get_batch([0, 1, 1, 0], [0.0, 0.99, 0.5, 0.33])
+    assert batch["captions"] == ["one", "three", "two", "one"]
+    assert torch.equal(batch["text_embeddings"][0], batch["text_embeddings"][3])
+    assert len(torch.unique(batch["text_embeddings"], dim=0)) == 3
+
+
+@pytest.mark.parametrize("change", ["image", "caption"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_photo_that_changed_since_it_was_cached_is_named(photos, models, tmp_path, change, finished):
+    shutil.copytree(photos, tmp_path / "photos")
+    cache(tmp_path / "photos", models / "pq", tmp_path / "c", "--samples_per_shard", 4)
+    if not finished:
+        drop_shards(tmp_path / "c", 1)
+    if change == "image":
+        shutil.copy(photos / "3.png", tmp_path / "photos" / "2.png")
+    else:
+        (tmp_path / "photos" / "2.txt").write_text("another caption")
+    with pytest.raises(ValueError, match=r"c: 2\.png has changed since it was cached; choose another folder"):
+        cache(tmp_path / "photos", models / "pq", tmp_path / "c", "--samples_per_shard", 4)
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ def test_captions_reach_batches_by_number_and_by_stream(tmp_path):
     preparation = Preparation(SIDE, FACTOR)
     for samples in (
         ImageSamples(FolderImages(tmp_path), preparation),
-        StreamedSamples(StreamedImages("rows", rows.to_iterable_dataset()), preparation),
+        StreamedSamples(StreamedImages("rows", rows.to_iterable_dataset(), paths=True), preparation),
     ):
         captions = [text for (batch,) in samples.batches(Layout(1), 0, 0, 20) for text in batch["captions"]]
         assert set(captions) == {"one", "two"}
@@ -172,7 +172,7 @@ def test_buckets_give_one_shape_per_batch_and_show_every_photo(photos):
 
 def streamed(table, **options):
     preparation = Preparation(SIDE, 8, **{"buckets": True, "caption_dropout": 0.3, "random_crop": True, **options})
-    return StreamedSamples(StreamedImages("rows", table.to_iterable_dataset()), preparation)
+    return StreamedSamples(StreamedImages("rows", table.to_iterable_dataset(), paths=True), preparation)
 
 
 def content(steps):
@@ -213,7 +213,7 @@ def test_nothing_is_read_from_a_stream_that_has_nothing_left_to_give():
 
 
 def test_an_empty_stream_is_an_error(table):
-    stream = StreamedImages("rows", table.to_iterable_dataset()).take(0)
+    stream = StreamedImages("rows", table.to_iterable_dataset(), paths=True).take(0)
     with pytest.raises(ValueError, match="rows: the stream is empty"):
         list(StreamedSamples(stream, Preparation(SIDE, FACTOR)).batches(Layout(2), 0, 0, 1))
 

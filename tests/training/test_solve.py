@@ -75,7 +75,7 @@ def test_images_may_come_as_a_stream(scenes, autoencoder, conv_in_map, tmp_path)
         [{"image": scenes[i]["image"], "text": ""} for i in range(50)],
         features=datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")}),
     )
-    stream = StreamedImages("rows", rows.to_iterable_dataset())
+    stream = StreamedImages("rows", rows.to_iterable_dataset(), paths=True)
     found = solve_conv_in(stream, SIDE, tiny_base_pipeline().vae, autoencoder, CPU, count=48)
     assert all(torch.equal(a, b) for a, b in zip(found, conv_in_map, strict=True))
 

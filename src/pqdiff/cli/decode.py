@@ -35,7 +35,7 @@ def decode(
     files = [output / f"{stem}.png" for stem in stems]
     for file in files:
         check_new_file(file, force)
-    loaded, autoencoders = [(path, load_codes(path)) for path in codes], {}
+    loaded, autoencoders = [(path, load_codes(path, header_only=True)) for path in codes], {}
     for path, code in loaded:
         name = model or code.model
         if model is None and name not in BUNDLED:  # a file of a stranger must not choose what is loaded
@@ -43,12 +43,13 @@ def decode(
         if name not in autoencoders:
             autoencoders[name] = load_tiled_autoencoder(name)
         _check_codes(path, code, name, autoencoders[name])
+        load_codes(path)  # a broken file stops the command before anything is written
     rows = []
     with progress_bar(quiet=json) as show:
         for count, ((path, code), file) in enumerate(zip(loaded, files, strict=True)):
             show("decoding", count, len(loaded))
             autoencoder = autoencoders[model or code.model]
-            pixels = decode_pixels(autoencoder, code.indices[None], code.height, code.width)
+            pixels = decode_pixels(autoencoder, load_codes(path).indices[None], code.height, code.width)
             rows.append({"codes": str(path), "file": save_image(to_image(pixels), file)})
     if json:
         print_json({"results": rows})

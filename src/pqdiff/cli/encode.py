@@ -18,7 +18,7 @@ def encode(
     json: Json = False,
 ) -> None:
     """Write the tokens of each image to a file, bit-packed."""
-    from pqdiff.cli.image_files import unique_names
+    from pqdiff.cli.image_files import images_of, unique_names
     from pqdiff.cli.library_messages import silence_libraries
     from pqdiff.cli.output import number, print_json, print_table, progress_bar
     from pqdiff.cli.tiled_tokenizer import encode_pixels, load_tiled_autoencoder
@@ -29,6 +29,7 @@ def encode(
     from pqdiff.models.fingerprint import fingerprint
 
     silence_libraries(quiet=json)
+    images = images_of(images)
     files = [output / f"{stem}.pq.safetensors" for stem in unique_names([path.stem for path in images])]
     for file in files:
         check_new_file(file, force)

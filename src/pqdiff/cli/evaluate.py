@@ -75,7 +75,11 @@ def evaluate(
 
 
 def _check_resolution(resolution: int, name: str, factor: int) -> None:
-    if resolution % factor or resolution < _SMALLEST:
+    least = -(-_SMALLEST // factor) * factor
+    if resolution < _SMALLEST:
         raise ValueError(
-            f"resolution ({resolution}) must be divisible by F = {factor} of {name} and at least {_SMALLEST}"
+            f"resolution ({resolution}) must be at least {least}: SSIM has a window of {_SMALLEST} pixels"
         )
+    if resolution % factor:
+        nearest = max(least, round(resolution / factor) * factor)
+        raise ValueError(f"resolution ({resolution}) must be divisible by F = {factor} of {name}, such as {nearest}")

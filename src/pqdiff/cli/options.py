@@ -11,7 +11,7 @@ MODEL_HELP = f"Name of a shipped tokenizer ({', '.join(BUNDLED)}), folder or Hub
 
 Images = Annotated[
     list[Path],
-    typer.Argument(metavar="IMAGE", help="Image files in any format that Pillow can read.", show_default=False),
+    typer.Argument(metavar="IMAGE", help="Image files, or folders of them.", show_default=False),
 ]
 ImageSource = Annotated[
     str, typer.Argument(metavar="SOURCE", help="Folder of images, or id of a data set on the Hub.", show_default=False)

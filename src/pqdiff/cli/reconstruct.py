@@ -27,7 +27,7 @@ def reconstruct(
     json: Json = False,
 ) -> None:
     """Encode and decode images with tokenizers. Writes labelled panels and prints rate, PSNR and SSIM of each model."""
-    from pqdiff.cli.image_files import save_image, unique_names
+    from pqdiff.cli.image_files import images_of, save_image, unique_names
     from pqdiff.cli.library_messages import silence_libraries
     from pqdiff.cli.output import number, print_json, print_lines, progress_bar
     from pqdiff.cli.panels import panel
@@ -37,6 +37,7 @@ def reconstruct(
     from pqdiff.models.loading import load_tokenizer
 
     silence_libraries(quiet=json)
+    images = images_of(images)
     names = model or sorted(BEST_AT_EACH_RATE, key=lambda name: -load_tokenizer(name).bits_per_pixel)
     labels = unique_names([Path(name).name for name in names])
     stems = unique_names([path.stem for path in images])

@@ -194,8 +194,9 @@ class CachedSamples:
         return iterate_batches(plan, layout, self._load, seed, start, stop, workers)
 
     def _load(self, samples: list[int], generators: list[torch.Generator]) -> dict:
-        batch = self.cache.get_batch(samples)
-        dropped = [torch.rand(1, generator=generator).item() < self.caption_dropout for generator in generators]
+        draws = torch.stack([torch.rand(2, generator=generator) for generator in generators])
+        batch = self.cache.get_batch(samples, draws[:, 1].tolist())
+        dropped = (draws[:, 0] < self.caption_dropout).tolist()
         batch["captions"] = ["" if drop else text for drop, text in zip(dropped, batch["captions"], strict=True)]
         if not self.use_text:
             batch.pop("text_embeddings", None)

@@ -2,9 +2,9 @@
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 from pqdiff.data.cache.reader import LatentCache
+from pqdiff.data.cache.shards import holds_cache
 from pqdiff.data.captions.captioned import SCENES, CaptionedImages, StreamedImages, open_captioned
 from pqdiff.models.fingerprint import fingerprint
 from pqdiff.training.options import Options
@@ -76,7 +76,7 @@ def open_samples(
     if not 0 <= options.caption_dropout <= 1:
         raise ValueError(f"--caption_dropout ({options.caption_dropout}) must be between 0 and 1")
     dataset = str(options.dataset).replace("{resolution}", str(resolution))
-    if (Path(dataset) / "index.json").is_file():
+    if holds_cache(dataset):
         cache = LatentCache(dataset)
         _check_cache(cache, resolution, autoencoder, text_encoder)
         for flag in ("buckets", "random_crop", "random_flip"):
@@ -118,7 +118,7 @@ def open_captioned_images(
         ValueError: for a data set that cannot be opened, or for a latent cache, which holds no images.
     """
     dataset = str(dataset or options.dataset).replace("{resolution}", str(resolution))
-    if (Path(dataset) / "index.json").is_file():
+    if holds_cache(dataset):
         raise ValueError(f"{dataset} is a latent cache, but images are needed: give --solve_dataset")
     return open_captioned(
         dataset,

@@ -28,11 +28,12 @@ def sample(item, kind="indices", shape=None, part=0, text=None):
     result = {
         "item": item,
         kind: values[kind],
-        "caption": f"caption {item % 3}: \u00fc\u4e2d",
+        "captions": (f"caption {item % 3}: \u00fc\u4e2d",),
+        "source": item.to_bytes(16, "big"),
         "name": f"image/{item}.jpg",
     }
     result["crop"] = Crop(part, 2, width, height, 9, 8, 90, 80, part % 2)
-    return result if text is None else {**result, "text_embedding": text}
+    return result if text is None else {**result, "text_embeddings": text[None]}
 
 
 def write(folder, count=7, kind="indices", parts=1, shapes=SHAPES[:1], **options):
@@ -49,7 +50,8 @@ def write(folder, count=7, kind="indices", parts=1, shapes=SHAPES[:1], **options
 def assert_is(got, wanted, kind="indices"):
     assert torch.equal(got[kind], wanted[kind])
     assert got[kind].dtype == {"indices": torch.int64, "latents": torch.float32}[kind]
-    assert (got["caption"], got["name"], got["item"]) == (wanted["caption"], wanted["name"], wanted["item"])
+    assert got["captions"] == wanted["captions"]
+    assert (got["caption"], got["name"], got["item"]) == (wanted["captions"][0], wanted["name"], wanted["item"])
     assert got["crop"] == vars(wanted["crop"])
 
 

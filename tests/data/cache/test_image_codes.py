@@ -170,3 +170,18 @@ def test_saving_that_fails_leaves_no_file_behind(tmp_path, change, exists):
     with pytest.raises((ValueError, TypeError)):
         save_codes(some_codes(**change), path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_the_header_alone_has_the_shape_and_takes_no_memory(tmp_path):
+    path = tmp_path / "x.pq.safetensors"
+    save_codes(some_codes(indices=torch.zeros(3, 1000, 1000, dtype=torch.int64)), path)
+    codes = load_codes(path, header_only=True)
+    assert (codes.indices.shape, codes.indices.device.type) == ((3, 1000, 1000), "meta")
+    assert codes.codebook_sizes == load_codes(path).codebook_sizes
+
+
+def test_more_pixels_than_any_image_has_are_refused(tmp_path):
+    path = tmp_path / "x.pq.safetensors"
+    save_codes(some_codes(), path)
+    rewrite(path, height=10**5, width=10**5)
+    assert_refused(path, "100000 x 100000 pixels")

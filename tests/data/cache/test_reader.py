@@ -86,7 +86,7 @@ def test_text_embeddings_are_kept_once_per_caption(tmp_path):
 
 def test_no_caption_at_all_is_kept(tmp_path):
     with LatentCacheWriter(tmp_path / "c", **SETTINGS) as writer:
-        writer.add([{**sample(0), "caption": "", "name": ""}])
+        writer.add([{**sample(0), "captions": (), "name": ""}])
     assert LatentCache(tmp_path / "c")[0]["caption"] == ""
 
 

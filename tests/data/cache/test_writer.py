@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pqdiff.data.cache import writer as writer_module
 from pqdiff.data.cache.reader import LatentCache
 from pqdiff.data.cache.shards import INDEX
 from pqdiff.data.cache.writer import LatentCacheWriter
@@ -33,7 +34,7 @@ def test_an_interruption_keeps_whole_images(tmp_path, error):
         with LatentCacheWriter(tmp_path / "c", **SETTINGS, samples_per_shard=4) as writer:
             for item in range(3):
                 writer.add([sample(item, part=part) for part in range(2)])
-            assert (writer.num_items_done, writer.next_item) == (2, 2)
+            assert writer.num_items_done == 2
             raise error
 
     with pytest.raises(error):
@@ -121,6 +122,30 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
+def test_dot_files_of_others_stay_and_leftovers_of_a_killed_writer_go(tmp_path):
+    (tmp_path / "x").mkdir()
+    for name in (".shard-notes", ".index-old", ".empty_room"):
+        (tmp_path / "x" / name).write_text("mine")
+    with pytest.raises(ValueError, match="neither empty nor a latent cache"):
+        write(tmp_path / "x")
+    assert len(list((tmp_path / "x").iterdir())) == 3
+    folder = write(tmp_path / "c")
+    (folder / ".mine").write_text("mine")
+    (folder / ".shard-00007-a1b2c3d4.safetensors").write_bytes(b"half")
+    write(folder)
+    assert {path.name for path in folder.iterdir() if path.name.startswith(".")} == {".mine"}
+
+
+def test_two_writers_in_one_folder_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer_module, "_PATIENCE", 0.0)
+    with LatentCacheWriter(tmp_path / "c", **SETTINGS) as first:
+        first.add([sample(0)])
+        with pytest.raises(ValueError, match="another process writes to it"):
+            LatentCacheWriter(tmp_path / "c", **SETTINGS)
+    with LatentCacheWriter(tmp_path / "c", **SETTINGS) as second:
+        assert second.is_done(0)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -144,7 +169,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, options):
         ({"indices": torch.full((3, 2, 3), 300)}, r"\[0, K\)"),
         ({"indices": torch.zeros(2, 2, 3, dtype=torch.int64)}, "codebook_sizes"),
         ({"item": 0}, "item 0"),
-        ({"text_embedding": torch.zeros(2, 2)}, "text_embedding"),
+        ({"text_embeddings": torch.zeros(1, 2, 2)}, "text_embeddings"),
     ],
     ids=["range", "groups", "twice", "text"],
 )

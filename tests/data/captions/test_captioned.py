@@ -1,6 +1,8 @@
 """Images from every kind of source are opened by one function; sources that do not fit are named in one line."""
 
 import itertools
+import json
+import os
 import pickle
 
 import datasets
@@ -160,3 +162,84 @@ def test_a_missing_image_in_a_data_set_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"parquet\[1\]: has no image"):
         list(iterate_images("parquet"))
+
+
+# What a folder holds is what is read.
+
+
+def names_in(folder, **options):
+    images = open_captioned(folder, **options)
+    return [images.row(number).name for number in range(len(images))]
+
+
+def test_train_beside_other_classes_is_a_class(tmp_path):
+    gray_folder(tmp_path, ["aeroplane/0.png", "car/0.png", "train/0.png"])
+    assert names_in(tmp_path) == ["aeroplane/0.png", "car/0.png", "train/0.png"]
+
+
+@pytest.mark.parametrize("other", ["test", "val", "validation", "labels", ".hidden"])
+def test_train_beside_splits_or_folders_without_images_is_a_split(tmp_path, other):
+    gray_folder(tmp_path, ["train/0.png"] + [f"{other}/1.png"] * (other != "labels"))
+    (tmp_path / other).mkdir(exist_ok=True)
+    assert names_in(tmp_path) == ["0.png"]
+
+
+def test_classes_and_splits_side_by_side_are_refused(tmp_path):
+    gray_folder(tmp_path, ["car/0.png", "train/0.png", "test/0.png"])
+    with pytest.raises(
+        ValueError, match=r"holds splits \(train, test\) beside other folders \(car\): give the folder"
+    ):
+        open_captioned(tmp_path)
+    assert names_in(tmp_path, split="test") == ["0.png"]
+
+
+def test_metadata_beside_a_split_has_its_captions(tmp_path):
+    gray_folder(tmp_path, ["train/0.png", "train/1.png", "test/0.png"])
+    lines = [{"file_name": f"{name}.png", "text": name} for name in ("train/1", "test/0", "train/0")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert captions_of(open_captioned(tmp_path)) == ["train/1", "train/0"]
+    assert captions_of(open_captioned(tmp_path, split="test")) == ["test/0"]
+
+
+def test_two_tables_that_list_the_same_image_are_refused(tmp_path):
+    gray_folder(tmp_path, ["0.png"])
+    (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a\n")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}')
+    with pytest.raises(ValueError, match=r"0\.png: is listed in .*metadata\.csv and in .*metadata\.jsonl: remove one"):
+        open_captioned(tmp_path)
+
+
+def test_an_image_that_a_table_lists_twice_is_one_image_with_two_captions(tmp_path):
+    gray_folder(tmp_path, ["0.png"])
+    (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a\n0.png,b\n0.png,a\n")
+    images = open_captioned(tmp_path)
+    assert [images.row(number).captions for number in range(len(images))] == [("a", "b")]
+
+
+@pytest.mark.parametrize("table", ["none", "some", "metadata", "parquet"])
+def test_images_without_captions_are_said(tmp_path, caplog, table):
+    gray_folder(tmp_path / "x", ["0.png", "1.png", "2.png"])
+    if table == "some":
+        (tmp_path / "x" / "1.txt").write_text("words")
+    if table == "metadata":
+        (tmp_path / "x" / "metadata.csv").write_text("file_name,text\n0.png,\n1.png,words\n")
+    if table == "parquet":
+        parquet_folder(tmp_path / "y", column="number")
+    open_captioned(tmp_path / ("y" if table == "parquet" else "x"))
+    said = {"none": "3 of 3 images have no caption", "some": "2 of 3 images have no caption"}
+    said |= {
+        "metadata": "1 of 2 images have no caption, and 1 images are not listed",
+        "parquet": "no column of captions",
+    }
+    assert said[table] in caplog.text
+    caplog.clear()
+    open_captioned(tmp_path / ("y" if table == "parquet" else "x"), captions=False)
+    assert caplog.text == ""
+
+
+def test_a_file_name_that_is_not_utf_8_is_written_out(tmp_path):
+    save(tmp_path / "x.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\n.png"))
+    (row,) = (open_captioned(tmp_path).row(0),)
+    assert row.name == "caf\\xe9\\n.png"
+    assert row.size == (30, 20)
+    assert row.name.encode()

@@ -1,11 +1,12 @@
 """Captions are read from metadata and text files; what does not fit is named."""
 
 import json
+import os
 
 import pytest
 
 from pqdiff.data.captions.captioned import open_captioned
-from tests.data.captions.support import assert_shows, captions_of, folder_of_images
+from tests.data.captions.support import assert_shows, captions_of, folder_of_images, save
 
 
 def test_a_text_file_beside_an_image_is_its_caption(tmp_path):
@@ -70,3 +71,34 @@ def test_metadata_that_does_not_fit_is_named(tmp_path, table, options, named):
 def test_a_caption_column_needs_metadata(tmp_path):
     with pytest.raises(ValueError, match=r"caption_column \(words\) needs a metadata"):
         open_captioned(folder_of_images(tmp_path / "x"), caption_column="words")
+
+
+@pytest.mark.parametrize("cells", ["0.png,a cat, sitting, on a mat", '0.png,"a cat', '0.png,"a" cat'])
+def test_captions_with_commas_or_open_quotes_are_refused_not_cut(tmp_path, cells):
+    save(tmp_path / "0.png")
+    (tmp_path / "metadata.csv").write_text(f"file_name,text\n{cells}\n")
+    with pytest.raises(ValueError, match=r"metadata\.csv.*: (has more cells than columns: put|cannot be read)"):
+        open_captioned(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    "name", ["../0.png", "{folder}/0.png", "/dev/zero", "/etc/passwd", "x/../../0.png", "pipe.png"]
+)
+def test_metadata_that_points_out_of_its_folder_is_refused(tmp_path, name, kind):
+    save(tmp_path / "0.png")
+    save(tmp_path / "x" / "1.png")
+    os.mkfifo(tmp_path / "x" / "pipe.png")
+    name = name.format(folder=tmp_path)
+    table = f"file_name,text\n{name},secret\n" if kind == "csv" else json.dumps({"file_name": name, "text": "secret"})
+    (tmp_path / "x" / f"metadata.{kind}").write_text(table)
+    with pytest.raises(ValueError, match=rf"metadata\.{kind}, row 1: .*(must be a file below|is not a file)"):
+        open_captioned(tmp_path / "x")
+
+
+def test_deeply_nested_metadata_is_one_line(tmp_path):
+    save(tmp_path / "0.png")
+    (tmp_path / "metadata.jsonl").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"metadata\.jsonl: cannot be read") as raised:
+        open_captioned(tmp_path)
+    assert "\n" not in str(raised.value)

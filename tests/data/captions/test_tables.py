@@ -5,7 +5,7 @@ import pytest
 
 from pqdiff.data.captions.captioned import open_captioned
 from pqdiff.data.captions.tables import StreamedImages, TableImages
-from tests.data.captions.support import assert_shows, captions_of, parquet_folder, tar_folder
+from tests.data.captions.support import assert_shows, captions_of, noise, parquet_folder, save, tar_folder
 
 
 def test_a_table_of_images_is_read_by_number(tmp_path):
@@ -76,9 +76,74 @@ def test_a_folder_of_tables_has_splits_by_the_names_of_its_files(tmp_path):
         open_captioned(table, split="validation")
 
 
-def test_an_image_whose_file_is_missing_is_named(tmp_path):
-    rows = {"image": [{"path": str(tmp_path / "gone.png"), "bytes": None}]}
+def read_first(images):
+    return (images.row(0) if isinstance(images, TableImages) else next(iter(images))).load()
+
+
+def tables_of(path, below):
+    """One row that names a file, as a table and as a stream."""
+    rows = {"image": [{"path": str(path), "bytes": None}]}
     table = datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image()}))
-    for images in (TableImages("table", table), StreamedImages("table", table.to_iterable_dataset())):
-        with pytest.raises(ValueError, match=r"table\[0\]: cannot be read"):
-            images.row(0) if isinstance(images, TableImages) else next(iter(images))
+    return TableImages("table", table, paths=below), StreamedImages("table", table.to_iterable_dataset(), paths=below)
+
+
+def test_an_image_whose_file_is_missing_is_named(tmp_path):
+    for images in (*tables_of("gone.png", tmp_path), *tables_of(tmp_path / "gone.png", True)):
+        with pytest.raises(ValueError, match=r"table\[0\]: .*(does not exist|cannot be read)"):
+            read_first(images)
+
+
+def test_a_row_may_name_a_file_below_the_folder_of_its_table(tmp_path):
+    save(tmp_path / "deep" / "a.png", 1)
+    for images in tables_of("deep/a.png", tmp_path):
+        assert_shows(read_first(images), 1)
+
+
+@pytest.mark.parametrize("name", ["hf://datasets/stranger/x/a.png", "https://example.com/a.png", "zip://a.png::b.zip"])
+@pytest.mark.parametrize("below", [True, False])
+def test_a_row_that_names_an_address_is_never_fetched(tmp_path, name, below, offline):
+    for images in tables_of(name, tmp_path if below else None):
+        with pytest.raises(ValueError, match=r"table\[0\]: names a file .* it is not fetched"):
+            read_first(images)
+    assert offline == []  # no connection was tried
+
+
+@pytest.mark.parametrize("name", ["../a.png", "{folder}/a.png", "/dev/zero", "x/../../a.png", "deep"])
+def test_a_row_that_points_out_of_the_folder_of_its_table_is_refused(tmp_path, name):
+    save(tmp_path / "a.png")
+    (tmp_path / "table" / "deep").mkdir(parents=True)
+    for images in tables_of(name.format(folder=tmp_path), tmp_path / "table"):
+        with pytest.raises(ValueError, match=r"table\[0\]: .*(must be a file below|is not a file)"):
+            read_first(images)
+
+
+def test_a_mask_is_not_taken_for_the_image(tmp_path):
+    rows = {"mask": [noise(1)], "image": [noise(2)], "text": ["a"]}
+    features = datasets.Features(
+        {"mask": datasets.Image(), "image": datasets.Image(), "text": datasets.Value("string")}
+    )
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "x.parquet")
+    for streaming in (True, False):
+        assert_shows(read_first(open_captioned(tmp_path, streaming=streaming)), 2)
+        assert_shows(read_first(open_captioned(tmp_path, "mask", streaming=streaming)), 1)
+
+
+def test_several_columns_of_images_without_a_usual_name_are_refused(tmp_path):
+    features = datasets.Features({"depth": datasets.Image(), "scan": datasets.Image()})
+    rows = {"depth": [noise(1)], "scan": [noise(2)]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"several columns of images \(depth, scan\): give one as image_column"):
+        open_captioned(tmp_path)
+
+
+def test_shards_of_a_stream_share_what_is_left_after_skipping(tmp_path):
+    stream = open_captioned(tar_folder(tmp_path / "x"), streaming=True)
+    names = [row.name for row in stream]
+    for rest, expected in ((stream.skip(2), names[2:]), (stream.skip(1).take(3), names[1:4]), (stream, names)):
+        shards = [[row.name for row in rest.shard(index, 2)] for index in range(2)]
+        assert shards == [expected[0::2], expected[1::2]]
+    assert [row.name for row in stream.shard(1, 2).skip(1).take(1)] == names[3:4]
+    assert sorted(row.name for row in stream.skip(2).shuffle(0)) == names[2:]
+    assert sorted(row.name for row in stream.take(3).shuffle(0)) == names[:3]
+    with pytest.raises(ValueError, match="shuffle the stream before"):
+        stream.shard(0, 2).shuffle(0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pqdiff.data.images.colors import to_rgb
 from pqdiff.data.images.reading import (
     find_images,
     holds_images,
@@ -15,7 +16,6 @@ from pqdiff.data.images.reading import (
     pad_to_multiple,
     to_image,
     to_pixels,
-    to_rgb,
     to_tensor,
 )
 
@@ -148,22 +148,6 @@ def test_sixteen_bit_gray_is_scaled_to_eight(tmp_path, suffix):
 def test_sixteen_bit_gray_is_rounded_to_the_nearest(tmp_path):
     values = np.array([[128, 129, 257 + 128, 257 + 129, 65535 - 129]], dtype=np.uint16)
     assert load(Image.fromarray(values), tmp_path / "x.png")[0, :, 0].tolist() == [0, 1, 1, 2, 254]
-
-
-def test_wide_integers_are_sixteen_bits_or_refused():
-    values = np.array([[0, 257, 65535]], dtype=np.int32)
-    assert pixels_of(to_rgb(Image.fromarray(values)))[0, :, 1].tolist() == [0, 1, 255]
-    for value in (-1, 65536):
-        with pytest.raises(ValueError, match="beyond 16 bits"):
-            to_rgb(Image.fromarray(np.array([[0, value]], dtype=np.int32)))
-
-
-def test_floating_point_images_are_fractions_or_refused():
-    values = np.array([[0, 0.5, 1]], dtype=np.float32)
-    assert pixels_of(to_rgb(Image.fromarray(values)))[0, :, 2].tolist() == [0, 128, 255]
-    for value in (-0.1, 1.1, np.nan, np.inf):
-        with pytest.raises(ValueError, match="floating-point"):
-            to_rgb(Image.fromarray(np.array([[0, value]], dtype=np.float32)))
 
 
 def test_cmyk_jpeg_keeps_its_colors(tmp_path):
@@ -338,3 +322,28 @@ def test_folders_without_images_are_refused(tmp_path):
             find_images(folder)
         assert str(folder) in str(raised.value)
         assert len(str(raised.value).splitlines()) == 1
+
+
+def test_hidden_folders_and_files_are_left_out_and_links_are_followed_once(tmp_path):
+    image_folder(
+        tmp_path / "x", ["0.png", ".ipynb_checkpoints/0.png", "a/.hidden/0.png", "a/._0.png", "__MACOSX/._0.png"]
+    )
+    image_folder(tmp_path / "elsewhere", ["1.png", "deep/2.png"])
+    (tmp_path / "x" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "x")
+    (tmp_path / "x" / "a" / "self").symlink_to(".")
+    (tmp_path / "x" / "b.png").symlink_to(tmp_path / "elsewhere" / "1.png")
+    found = [path.relative_to(tmp_path / "x").as_posix() for path in find_images(tmp_path / "x")]
+    assert found == ["0.png", "b.png", "linked/1.png", "linked/deep/2.png"]
+
+
+def test_a_hidden_folder_that_is_asked_for_is_read(tmp_path):
+    image_folder(tmp_path / ".photos", ["0.png"])
+    assert len(find_images(tmp_path / ".photos")) == 1
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "avif", "JFIF"])
+def test_images_of_newer_suffixes_are_found_and_read(tmp_path, suffix):
+    Image.fromarray(gradient()).save(tmp_path / f"x.{suffix}", "avif" if suffix == "avif" else "jpeg")
+    (path,) = find_images(tmp_path)
+    assert load_image(path).size == (24, 16)

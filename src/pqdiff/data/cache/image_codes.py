@@ -8,8 +8,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pqdiff.data.cache.bit_packing import pack_batch, unpack_batch
+from pqdiff.data.cache.bit_packing import pack_batch, packed_bytes, unpack_batch
 from pqdiff.data.files import atomic_file
+from pqdiff.data.images.opening import MOST_PIXELS
 
 _FORMAT = "pqdiff-codes-1"
 
@@ -52,11 +53,16 @@ def save_codes(codes: ImageCodes, path: str | Path) -> int:
     return packed.numel()
 
 
-def load_codes(path: str | Path) -> ImageCodes:
+def load_codes(path: str | Path, header_only: bool = False) -> ImageCodes:
     """Read what `save_codes` wrote.
 
+    Args:
+        path: the file.
+        header_only: leave the tokens packed: `indices` has its shape, but no values (it is on the device `meta`). Before
+            tokens of a stranger are unpacked, which takes up to 300 times the file's size, compare shape and sizes.
+
     Raises:
-        ValueError: naming the file, if it is missing, corrupt, truncated or of another kind.
+        ValueError: naming the file, if it is missing, corrupt, truncated, too large or of another kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,13 +73,18 @@ def load_codes(path: str | Path) -> ImageCodes:
             if not isinstance(header, dict) or header.get("format") != _FORMAT:
                 raise ValueError("it is a safetensors file, but not of codes")
             _check_header(header)
-            packed = file.get_tensor("codes")
-        shape, sizes = tuple(header["shape"]), tuple(header["codebook_sizes"])
-        indices = torch.from_numpy(unpack_batch(packed.numpy()[None], shape, sizes)[0])
+            shape, sizes = tuple(header["shape"]), tuple(header["codebook_sizes"])
+            packed, expected = file.get_slice("codes"), packed_bytes(shape, sizes)
+            if packed.get_shape() != [expected]:
+                raise ValueError(f"{packed.get_shape()} bytes of codes, but shape {shape} needs {expected}")
+            if header_only:
+                indices = torch.empty(shape, dtype=torch.int64, device="meta")
+            else:
+                indices = torch.from_numpy(unpack_batch(packed[:].numpy()[None], shape, sizes)[0])
         names = ("height", "width", "model", "fingerprint")
         return ImageCodes(indices, sizes, **{name: header[name] for name in names})
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: cannot be read as pqdiff codes ({error})") from None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{path}: cannot be read as pqdiff codes ({' '.join(str(error).split())})") from None
 
 
 def _check_header(header: dict) -> None:
@@ -83,6 +94,8 @@ def _check_header(header: dict) -> None:
     for name, values in whole.items():
         if not isinstance(values, list) or not all(type(value) is int and value > 0 for value in values):
             raise ValueError(f"{name} must be positive integers, got {values!r:.80}")
+    if header["height"] * header["width"] > MOST_PIXELS:
+        raise ValueError(f"{header['height']} x {header['width']} pixels, at most {MOST_PIXELS:,} are read")
     for name in ("model", "fingerprint"):
         if not isinstance(header[name], str):
             raise ValueError(f"{name} must be text, got {header[name]!r:.80}")

@@ -7,8 +7,9 @@ A shard holds, for N samples with M different captions:
     items            int64 (N)             number of the source image
     crops            int32 (N, 9)          the fields of `Crop`, in their order
     names            uint8, with name_ends int64 (N): texts in UTF-8, one after the other, and where each one ends
+    sources          uint8 (N, 16)         digest of the source image and its captions, to see whether they have changed
     captions         uint8, with caption_ends int64 (M)
-    caption_rows     int64 (N)             which of the captions the sample has
+    caption_rows     int64, with row_ends int64 (N): the captions that each sample has, at least one
     text_embeddings  fp16 (M, T, D)        optional
 
 `index.json` is written after each shard, so every shard that it lists is complete.
@@ -24,10 +25,11 @@ from safetensors.numpy import save_file
 from pqdiff.data.files import atomic_file
 from pqdiff.data.images.crops import Crop
 
-FORMAT, VERSION = "pqdiff-latent-cache", 1
+FORMAT, VERSION = "pqdiff-latent-cache", 2
 KINDS = ("indices", "latents")
 INDEX, EMPTY_TEXT = "index.json", "empty_text.safetensors"
 CROP_FIELDS = tuple(Crop.__dataclass_fields__)
+_MOST_HEADER = 10**8  # bytes; safetensors has the same limit
 _DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64, "F16": np.float16}
 
 
@@ -50,11 +52,21 @@ def write_index(folder: Path, index: dict, shards: list[Shard], complete: bool) 
         temporary.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
 
 
+def holds_cache(folder: str | Path) -> bool:
+    """Whether a folder holds a latent cache, and not photos with an `index.json` of their own."""
+    try:
+        with (Path(folder) / INDEX).open("rb") as file:
+            return FORMAT.encode() in file.read(len(FORMAT) + 50)
+    except OSError:
+        return False
+
+
 def read_index(folder: Path) -> tuple[dict, list[Shard], bool]:
     """Settings, shards, and whether the cache is complete.
 
     Raises:
-        ValueError: naming the folder, if there is no index or it is not of this format.
+        ValueError: naming the folder, if there is no index, it is not of this format, or it lists more samples than the
+            files can hold.
     """
     path = folder / INDEX
     if not path.is_file():
@@ -63,22 +75,57 @@ def read_index(folder: Path) -> tuple[dict, list[Shard], bool]:
         document = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ValueError("it is not the index of a latent cache")
-        if document["version"] != VERSION:
-            raise ValueError(f"version {document['version']}, but this pqdiff reads {VERSION}: upgrade it")
-        if document["kind"] not in KINDS:
-            raise ValueError(f"kind ({document['kind']}) must be one of {', '.join(KINDS)}")
-        shards = [
-            Shard(str(entry["file"]), int(entry["samples"]), tuple(map(int, entry["shape"])))
-            for entry in document["shards"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
-    settings = {
-        key: value
-        for key, value in document.items()
-        if key not in ("format", "version", "complete", "num_samples", "shards")
-    }
+        if document.get("version") != VERSION:
+            raise ValueError(
+                f"version {document.get('version')}, but this pqdiff reads {VERSION}: cache the data again"
+            )
+        for name, is_right in _RULES.items():
+            if not is_right(document.get(name)):
+                raise ValueError(f"{name} ({document.get(name)!r:.80}) is missing or wrong")
+        content = "codebook_sizes" if document["kind"] == "indices" else "channels"
+        numbers = document.get(content)
+        if not _are_counts(numbers if isinstance(numbers, list) else [numbers]):
+            raise ValueError(f"{content} ({numbers!r:.80}) is missing or wrong")
+        shards = [_shard(entry) for entry in document["shards"]]
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+    for shard in shards:
+        size = (folder / shard.file).stat().st_size if (folder / shard.file).is_file() else None
+        if size is None:
+            raise ValueError(f"{folder / shard.file}: no such file, but {INDEX} lists it; cache the data set again")
+        if shard.samples * _LEAST_BYTES > size:
+            raise ValueError(f"{folder / shard.file}: {size} bytes cannot hold the {shard.samples} samples of {INDEX}")
+    others = ("format", "version", "complete", "num_samples", "shards")
+    settings = {key: value for key, value in document.items() if key not in others}
     return settings, shards, bool(document.get("complete"))
+
+
+def _are_counts(values) -> bool:
+    return bool(values) and all(type(value) is int and 0 < value < 2**62 for value in values)
+
+
+def _shard(entry) -> Shard:
+    file, samples, shape = (
+        (entry.get(name) for name in ("file", "samples", "shape")) if isinstance(entry, dict) else "   "
+    )
+    if not isinstance(file, str) or file != Path(file).name or file.startswith("."):
+        raise ValueError(f"a shard's file ({file!r:.80}) must be a name in the folder of the cache")
+    if not _are_counts([samples]) or not isinstance(shape, list) or len(shape) != 2 or not _are_counts(shape):
+        raise ValueError(f"samples ({samples!r:.40}) and shape ({shape!r:.40}) of {file} must be positive integers")
+    return Shard(file, samples, tuple(shape))
+
+
+_LEAST_BYTES = 4 * len(CROP_FIELDS) + 8  # of a sample in a shard: its crop and its item
+_RULES = {  # of the entries of an index
+    "kind": lambda value: value in KINDS,
+    "autoencoder": lambda value: (
+        isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("name", "fingerprint"))
+    ),
+    "resolution": lambda value: _are_counts([value]),
+    "recipe": lambda value: isinstance(value, dict),
+    "text_embeddings": lambda value: value is None or (isinstance(value, list) and _are_counts(value)),
+    "shards": lambda value: isinstance(value, list),
+}
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
@@ -96,29 +143,32 @@ def map_tensors(path: Path) -> dict[str, np.ndarray]:
     try:
         data = np.memmap(path, dtype=np.uint8, mode="r")
         length = int.from_bytes(data[:8].tobytes(), "little")
+        if length > min(_MOST_HEADER, len(data) - 8):
+            raise ValueError("truncated")
         header = json.loads(data[8 : 8 + length].tobytes())
         header.pop("__metadata__", None)
         tensors = {}
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
             content = data[8 + length + begin : 8 + length + end]
-            if len(content) != end - begin:
+            if begin < 0 or len(content) != end - begin:
                 raise ValueError("truncated")
             tensors[name] = np.frombuffer(content, _DTYPES[entry["dtype"]]).reshape(entry["shape"])
         return tensors
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file, but {INDEX} lists it; cache the data set again") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: cannot be read as a shard of latents ({type(error).__name__}: {error})") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{path}: cannot be read as a shard of latents ({reason})") from None
 
 
 def pack_texts(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Texts as UTF-8 bytes, one after the other, and int64 positions where each one ends."""
-    encoded = [text.encode("utf-8", "replace") for text in texts]
+    encoded = [text.encode("utf-8", "backslashreplace") for text in texts]
     return np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([len(text) for text in encoded], dtype=np.int64)
 
 
 def text_at(texts: np.ndarray, ends: np.ndarray, number: int) -> str:
     """One of the texts that `pack_texts` packed."""
     begin = ends[number - 1] if number else 0
-    return texts[begin : ends[number]].tobytes().decode("utf-8")
+    return texts[begin : ends[number]].tobytes().decode("utf-8", "replace")

@@ -1,7 +1,13 @@
 """Write a latent cache shard by shard, and continue where an interrupted run stopped."""
 
+import fcntl
 import json
+import os
+import re
+import time
+import weakref
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
 
@@ -21,6 +27,8 @@ from pqdiff.data.cache.shards import (
     write_tensors,
 )
 
+_TEMPORARY = re.compile(r"\.(pqdiff|shard-\d+|index|empty_text)-\w{8}\.(json|safetensors)")  # see `atomic_file`
+_PATIENCE = 10.0  # seconds to wait for a lock: workers of a run that was killed end after five
 _MOST_BUFFERED = 512 * 2**20  # bytes of samples kept in memory, all shapes together
 
 
@@ -83,24 +91,25 @@ class LatentCacheWriter:
             "text_embeddings": None if empty_text_embedding is None else list(empty_text_embedding.shape),
         }
         self.shards: list[Shard] = []
-        self.done: set[int] = set()  # in shards
+        self.done: dict[int, bytes] = {}  # in shards, with the digest of the source
         self.pending: set[int] = set()  # in memory
         self.complete = False
-        self._open()
+        self._unlock = _lock(self.folder, self)
+        try:
+            self._open()
+        except BaseException:
+            self._unlock()
+            raise
         self._buffers: dict[tuple[int, int], list[dict]] = defaultdict(list)
         self._bytes: dict[tuple[int, int], int] = defaultdict(int)
         if empty_text_embedding is not None:
             write_tensors(self.folder / EMPTY_TEXT, {"text_embedding": _half(empty_text_embedding, "text embedding")})
 
     def _open(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in [*self.folder.glob(".shard-*"), *self.folder.glob(".index-*"), *self.folder.glob(".empty_*")]:
-            leftover.unlink()  # temporary files of a run that was killed
         if not (self.folder / INDEX).exists():
-            if any(self.folder.iterdir()):
+            if not all(map(_is_ours, self.folder.iterdir())):
                 raise ValueError(f"{self.folder}: is neither empty nor a latent cache; choose another folder")
             write_index(self.folder, self.settings, [], complete=False)
-            return
         settings, self.shards, self.complete = read_index(self.folder)
         for name, value in _flat(self.settings).items():
             found = _flat(settings).get(name)
@@ -112,20 +121,17 @@ class LatentCacheWriter:
                     "choose another folder or the same settings"
                 )
         for shard in self.shards:
-            self.done.update(map_tensors(self.folder / shard.file)["items"].tolist())
+            tensors = map_tensors(self.folder / shard.file)
+            if not {"items", "sources"} <= set(tensors):
+                raise ValueError(f"{self.folder / shard.file}: holds no items and sources; choose another folder")
+            self.done.update(zip(tensors["items"].tolist(), map(bytes, tensors["sources"]), strict=True))
+        for leftover in filter(_is_ours, list(self.folder.iterdir())):
+            leftover.unlink()  # of a run that was killed
 
     @property
     def num_items_done(self) -> int:
         """Number of source images in complete shards."""
         return len(self.done)
-
-    @property
-    def next_item(self) -> int:
-        """First source image that is not in a complete shard: a stream may be started there."""
-        item = 0
-        while item in self.done:
-            item += 1
-        return item
 
     def is_done(self, item: int) -> bool:
         """Whether source image `item` is in a complete shard."""
@@ -136,8 +142,8 @@ class LatentCacheWriter:
 
         Args:
             samples: each with `item` (number of the source image), `indices` `(G, h, w)` or `latents` `(C, h, w)`,
-                `caption`, `name`, `crop` (a `Crop`), and `text_embedding` `(T, D)` if the writer has an embedding of the
-                empty prompt.
+                `captions` (none stand for one empty text), `name`, `source` (digest of the source image, 16 bytes), `crop`
+                (a `Crop`), and `text_embeddings` `(captions, T, D)` if the writer has an embedding of the empty prompt.
 
         Raises:
             ValueError: if an image is in the cache already, its samples differ in shape, tokens are out of range, or
@@ -165,18 +171,19 @@ class LatentCacheWriter:
         """Samples of one shape as shards hold them."""
         rows = []
         for sample, content in zip(samples, self._encode(samples), strict=True):
-            text = sample.get("text_embedding")
-            found = None if text is None else list(text.shape)
-            if found != self.settings["text_embeddings"]:
+            captions, texts = tuple(sample["captions"]) or ("",), sample.get("text_embeddings")
+            expected = self.settings["text_embeddings"] and [len(captions), *self.settings["text_embeddings"]]
+            found = None if texts is None else list(texts.shape)
+            if found != expected:
                 raise ValueError(
-                    f"{sample['name']}: text_embedding has shape {found}, but that of the empty prompt has "
-                    f"{self.settings['text_embeddings']}; give both with the same shape, or neither"
+                    f"{sample['name']}: text_embeddings have shape {found}, but {len(captions)} captions and the embedding "
+                    f"of the empty prompt need {expected}"
                 )
             row = {"item": int(sample["item"]), "content": content, "crop": astuple(sample["crop"])}
-            row |= {"name": sample["name"], "caption": sample["caption"], "text_bytes": 0}
-            if text is not None:
-                row["text"] = _half(text, f"text embedding of {sample['name']}")
-                row["text_bytes"] = row["text"].nbytes
+            row |= {"name": sample["name"], "source": sample["source"], "captions": captions, "text_bytes": 0}
+            if texts is not None:
+                row["texts"] = _half(texts, f"text embeddings of {sample['name']}")
+                row["text_bytes"] = row["texts"].nbytes
             rows.append(row)
         return rows
 
@@ -196,23 +203,25 @@ class LatentCacheWriter:
     def _flush(self, shape: tuple[int, int]) -> None:
         rows = self._buffers.pop(shape)
         self._bytes.pop(shape)
-        captions = list(dict.fromkeys(row["caption"] for row in rows))
+        captions = list(dict.fromkeys(caption for row in rows for caption in row["captions"]))
         numbers = {caption: number for number, caption in enumerate(captions)}
         tensors = {"codes" if self.kind == "indices" else "latents": np.stack([row["content"] for row in rows])}
         tensors["items"] = np.array([row["item"] for row in rows], np.int64)
         tensors["crops"] = np.array([row["crop"] for row in rows], np.int32)
         tensors["names"], tensors["name_ends"] = pack_texts([row["name"] for row in rows])
         tensors["captions"], tensors["caption_ends"] = pack_texts(captions)
-        tensors["caption_rows"] = np.array([numbers[row["caption"]] for row in rows], np.int64)
+        tensors["sources"] = np.stack([np.frombuffer(row["source"], np.uint8) for row in rows])
+        tensors["caption_rows"] = np.array([numbers[text] for row in rows for text in row["captions"]], np.int64)
+        tensors["row_ends"] = np.cumsum([len(row["captions"]) for row in rows], dtype=np.int64)
         if self.settings["text_embeddings"]:
-            embeddings = {row["caption"]: row["text"] for row in rows}
+            embeddings = {text: half for row in rows for text, half in zip(row["captions"], row["texts"], strict=True)}
             tensors["text_embeddings"] = np.stack([embeddings[caption] for caption in captions])
         shard = Shard(f"shard-{len(self.shards):05d}.safetensors", len(rows), shape)
         write_tensors(self.folder / shard.file, tensors)
         self.shards.append(shard)
-        items = {row["item"] for row in rows}
-        self.done |= items
-        self.pending -= items
+        done = {row["item"]: row["source"] for row in rows}
+        self.done |= done
+        self.pending -= set(done)
         write_index(self.folder, self.settings, self.shards, complete=False)
 
     def flush(self) -> None:
@@ -236,10 +245,42 @@ class LatentCacheWriter:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        if kind is None:
-            self.close()
-        elif issubclass(kind, (KeyboardInterrupt, ValueError)):
-            self.flush()
+        try:
+            if kind is None:
+                self.close()
+            elif issubclass(kind, (KeyboardInterrupt, ValueError)):
+                self.flush()
+        finally:
+            self._unlock()
+
+
+def _lock(folder: Path, owner: object) -> Callable[[], None]:
+    """Make a folder that `owner` alone writes to, until the function that is returned is called or the owner is gone.
+
+    Raises:
+        ValueError: if another one writes to it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, deadline = os.open(folder, os.O_RDONLY), time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(
+                handle, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # of the folder itself: there is no file to leave behind
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(handle)
+                raise ValueError(f"{folder}: another process writes to it; wait, or choose another folder") from None
+            time.sleep(0.1)
+        except OSError:  # a network drive without locks
+            break
+    return weakref.finalize(owner, os.close, handle)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether this is the temporary file of a writer that was killed: nothing else is removed."""
+    return bool(_TEMPORARY.fullmatch(path.name)) and path.is_file()
 
 
 def _half(values: torch.Tensor, what: str) -> np.ndarray:

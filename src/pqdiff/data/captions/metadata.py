@@ -17,20 +17,35 @@ def read_metadata(table: Path, image_column: str, caption_column: str | None) ->
     """
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file) if table.suffix == ".csv" else (json.loads(x) for x in file if x.strip()))
-    except (OSError, ValueError, csv.Error) as error:
+            is_csv = table.suffix == ".csv"
+            rows = list(csv.DictReader(file, strict=True) if is_csv else (json.loads(x) for x in file if x.strip()))
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise ValueError(f"{table}: cannot be read ({one_line(error)})") from None
     for number, row in enumerate(rows, start=1):
         where = f"{table}, row {number}"
         if not isinstance(row, dict) or not isinstance(row.get(image_column), str):
             raise ValueError(f"{where}: has no {image_column} (columns: {names_of(row)})")
+        if None in row:  # where a DictReader puts what is beyond the columns
+            raise ValueError(f"{where}: has more cells than columns: put captions with commas in quotation marks")
         column = caption_column or next((name for name in CAPTION_COLUMNS if name in row), None)
         if caption_column and caption_column not in row:
             raise ValueError(f"{where}: has no caption_column ({caption_column}; columns: {names_of(row)})")
-        path = table.parent / row[image_column]
-        if not path.is_file():
-            raise ValueError(f"{where}: {path} does not exist")
+        path = path_below(table.parent, row[image_column], where)
         yield path, captions_in(where, row[column]) if column else ()
+
+
+def path_below(folder: Path, name: str, where: str) -> Path:
+    """A file that a table names, relative to its folder.
+
+    Raises:
+        ValueError: if it is not a file, or outside of the folder: a table of a stranger must not read other files.
+    """
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise ValueError(f"{where}: {name!r:.80} must be a file below {folder}")
+    if not (folder / path).is_file():
+        raise ValueError(f"{where}: {folder / path} does not exist, or is not a file")
+    return folder / path
 
 
 def sidecar_captions(path: Path) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """A captioned image that is not decoded yet: its size is read from the file's header, its pixels only when needed."""
 
+import hashlib
 import io
 import struct
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
-from pqdiff.data.images.reading import decode_image, load_image, one_line_errors, to_rgb
+from pqdiff.data.images.colors import orientation, to_rgb
+from pqdiff.data.images.opening import one_line_errors, open_image
+from pqdiff.data.images.reading import decode_image, load_image
 
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
@@ -43,7 +46,7 @@ class LazyImage:
         if isinstance(self.source, Image.Image):
             return to_rgb(self.source).size
         name = str(self.source) if isinstance(self.source, Path) else self.name
-        with one_line_errors(name), self._open() as file, Image.open(file) as image:
+        with one_line_errors(name), self._open() as file, open_image(file) as image:
             return _upright_size(image, file)
 
     def load(self) -> Image.Image:
@@ -59,6 +62,21 @@ class LazyImage:
                 return to_rgb(self.source)
             return decode_image(io.BytesIO(self.source))
 
+    def digest(self) -> bytes:
+        """16 bytes that tell whether this is the same image with the same name and captions.
+
+        Raises:
+            ValueError: naming the image, if its file cannot be read.
+        """
+        digest = hashlib.blake2b(repr((self.name, self.captions)).encode(errors="surrogatepass"), digest_size=16)
+        if isinstance(self.source, Image.Image):
+            digest.update(self.source.tobytes())
+            return digest.digest()
+        with one_line_errors(self.name), self._open() as file:
+            while part := file.read(2**20):
+                digest.update(part)
+        return digest.digest()
+
     def _open(self) -> BinaryIO:
         return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
 
@@ -67,11 +85,11 @@ def _upright_size(image: Image.Image, file: BinaryIO) -> tuple[int, int]:
     if image.format == "PNG" and _has_late_metadata(file):
         image.load()  # Pillow reads the metadata only after the pixels
     # Not `image.getexif()`: that of PngImageFile decodes every PNG without EXIF.
-    orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    turned = orientation(lambda: Image.Image.getexif(image)) in _SIDEWAYS
     width, height = image.size
     if image.format == "TIFF":  # some versions of Pillow give the turned size of a TIFF
         width, height = (image.tag_v2[tag] for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
-    return (height, width) if orientation in _SIDEWAYS else (width, height)
+    return (height, width) if turned else (width, height)
 
 
 def _has_late_metadata(file: BinaryIO) -> bool:

@@ -1,0 +1,51 @@
+"""Tables of a folder are found by their own names, and by nothing that the folder says."""
+
+import pytest
+
+from pqdiff.data.captions.captioned import open_captioned
+from tests.data.captions.support import captions_of, parquet_folder, tar_folder
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("name", ["a[1]", "b*", "c?", "d{x}"])
+def test_names_with_brackets_are_no_patterns(tmp_path, name, streaming):
+    for number, make in enumerate((parquet_folder, tar_folder)):
+        images = open_captioned(make(tmp_path / name / str(number)), streaming=streaming)
+        assert len(list(images) if streaming else captions_of(images)) == (3, 6)[number]
+
+
+def test_a_readme_that_names_data_elsewhere_is_not_followed(tmp_path, offline):
+    folder = parquet_folder(tmp_path / "x")
+    elsewhere = parquet_folder(tmp_path / "elsewhere", captions=["secret"])
+    for place in (f"{elsewhere}/*", "https://example.com/x.parquet", "hf://datasets/stranger/x/a.parquet"):
+        (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {place}\n---\n")
+        assert captions_of(open_captioned(folder)) == ["one", "two", "three"]
+    assert offline == []
+
+
+@pytest.mark.parametrize("name", ["train-00000-of-00001", "training", "data/train/x", "anything", "x.train"])
+def test_files_without_the_word_of_another_split_are_for_training(tmp_path, name):
+    folder = parquet_folder(tmp_path / "x")
+    (folder / f"{name}.parquet").parent.mkdir(parents=True, exist_ok=True)
+    (folder / "train-0.parquet").rename(folder / f"{name}.parquet")
+    assert len(open_captioned(folder)) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("val", "validation"), ("test/a", "test"), ("extra-00000-of-00001", "extra"), ("dev_1", "validation")],
+)
+def test_files_say_their_split(tmp_path, name, split):
+    folder = parquet_folder(tmp_path / "x")
+    (folder / f"{name}.parquet").parent.mkdir(parents=True, exist_ok=True)
+    (folder / "train-0.parquet").rename(folder / f"{name}.parquet")
+    assert len(open_captioned(folder, split=split)) == 3
+    with pytest.raises(ValueError, match=f"has no split train, but {split}"):
+        open_captioned(folder)
+
+
+def test_hidden_tables_are_left_out(tmp_path):
+    folder = parquet_folder(tmp_path / "x")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "y.parquet").write_bytes((folder / "train-0.parquet").read_bytes())
+    assert len(open_captioned(folder)) == 3
