@@ -19,8 +19,8 @@ $(VENV)/.ready: setup.cfg constraints.txt pyproject.toml
 	@touch $@
 
 demo: $(VENV)/.ready  ## photos and prompts through every shipped model: make demo, make demo PHOTO=path PROMPT="..."
-	$(BIN)/pqdiff reconstruct $(if $(PHOTO),"$(PHOTO)",$(SKIMAGE_PHOTOS)) --output demo
-	$(BIN)/pqdiff generate --compare --output demo/prompts.png -- $(if $(PROMPT),"$$PROMPT",$(DEMO_PROMPTS))
+	$(BIN)/pqdiff reconstruct $(if $(PHOTO),"$(PHOTO)",$(SKIMAGE_PHOTOS)) --output demo --force
+	$(BIN)/pqdiff generate --compare --output demo/prompts.png --force -- $(if $(PROMPT),"$$PROMPT",$(DEMO_PROMPTS))
 	@echo "Look at the panels and at prompts.png in $(CURDIR)/demo"
 
 test: $(VENV)/.ready

@@ -154,9 +154,9 @@ def test_a_scheduler_that_clips_by_default_changes_no_color(pqdiff, tmp_path):
     pipeline.save_pretrained(tmp_path / "euler")
     found = {}
     for model in ("tiny-precise", tmp_path / "euler"):
-        options = ["-n", 1, "--steps", 8, "--scheduler", "ddim", "-m", model, "-o", tmp_path / "out"]
+        options = ["-n", 1, "--steps", 8, "--scheduler", "ddim", "-m", model, "-o", tmp_path / f"out{len(found)}"]
         assert_done(pqdiff("generate", CIRCLE, *options))
-        (path,) = (tmp_path / "out").glob("1-*.png")
+        (path,) = (tmp_path / f"out{len(found)}").glob("1-*.png")
         found[model] = pixels_of(path)
     first, second = found.values()
     assert np.abs(first - second).mean() < 2, np.abs(first - second).mean()

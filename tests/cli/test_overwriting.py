@@ -26,7 +26,7 @@ def commands(tmp_path, pqdiff, f8, letters):
     steps = ["--steps", 1, "-n", 1, "-m", letters]
     return {
         "encode": (["encode", image, "-m", f8, "-o", out], "photo.pq.safetensors"),
-        "decode": (["decode", codes, "-o", out], "photo.png"),
+        "decode": (["decode", codes, "-m", f8, "-o", out], "photo.png"),
         "reconstruct": (["reconstruct", image, "-m", f8, "-o", out], "photo.panel.png"),
         "reconstruct, images": (
             ["reconstruct", image, "-m", f8, "-o", out, "--save-images"],

@@ -105,7 +105,7 @@ def test_a_model_with_markup_in_its_name_is_evaluated_with_progress(tmp_path, pq
 
 def test_files_with_names_that_are_not_utf8_are_encoded_and_shown(tmp_path, pqdiff, f8):
     image = save(tmp_path / "a.png", 1, 16, 16).rename(tmp_path / "a\udcff\x1b.png")
-    for arguments in (["encode", image], ["reconstruct", image], ["reconstruct", image, "--json"]):
+    for arguments in (["encode", image], ["reconstruct", image], ["reconstruct", image, "--json", "--force"]):
         result = pqdiff(*arguments, "-m", f8, "-o", tmp_path / "out")
         assert_done(result)
         assert "\x1b" not in result.out
