@@ -77,7 +77,9 @@ def check_limits(config, name: str = "config") -> None:
     if isinstance(config, Mapping):
         for key, value in config.items():
             check_limits(value, str(key))
-        table = [config.get("latent_channels"), (config.get("quantizer_config") or {}).get("codebook_size")]
+        quantizer = config.get("quantizer_config")
+        codebook_size = quantizer.get("codebook_size") if isinstance(quantizer, Mapping) else None
+        table = [config.get("latent_channels"), codebook_size]
         if all(isinstance(size, int) for size in table) and math.prod(table) > _LARGEST_TABLE:
             raise ValueError(
                 f"latent_channels ({table[0]}) times codebook_size ({table[1]}) may be {_LARGEST_TABLE:,}"
