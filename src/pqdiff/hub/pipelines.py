@@ -9,6 +9,7 @@ from torch import nn
 from pqdiff.checkpoints import BUNDLED, BUNDLED_PIPELINES, bundled
 from pqdiff.clean_text import one_line
 from pqdiff.json_text import read_json
+from pqdiff.models.checks import check_limits
 from pqdiff.pipelines import PQStableDiffusionPipeline
 from pqdiff.pipelines.conversion import check_not_removed
 from pqdiff.pipelines.lora import lora_weights
@@ -84,6 +85,7 @@ def _load_whole(folder: Path, name: str, entry, dtype: torch.dtype) -> nn.Module
     kind = getattr(importlib.import_module(entry[0]), entry[1])
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         return None
+    check_limits(read_json(folder / name / "config.json", f"{name}/config.json"))
     model, report = kind.from_pretrained(folder, subfolder=name, dtype=dtype, output_loading_info=True)
     missing = sorted(report["missing_keys"])
     if missing:

@@ -18,7 +18,7 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from pqdiff.models.checks import check_image, check_indices, check_latents, check_quantize
+from pqdiff.models.checks import check_image, check_indices, check_latents, check_limits, check_quantize
 from pqdiff.models.outputs import AutoencoderPQForwardOutput, AutoencoderPQOutput, PQLatentDistribution
 from pqdiff.models.presets import preset_config
 from pqdiff.models.statistics import LatentStatistics
@@ -81,6 +81,12 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin)
         preset: str | None = None,
     ):
         super().__init__()
+        check_limits(
+            {
+                **{"transform_config": transform_config, "quantizer_config": quantizer_config},
+                **{"latent_channels": latent_channels, "refiner_config": refiner_config, "in_channels": in_channels},
+            }
+        )
         self.quantizer = build_quantizer(quantizer_type, latent_channels, quantizer_config)
         self.transform = build_transform(
             transform_type, in_channels, self.quantizer.in_channels, self.quantizer.code_channels, transform_config

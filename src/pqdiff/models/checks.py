@@ -4,7 +4,7 @@ Every function returns nothing and raises a `ValueError` that names the argument
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -57,3 +57,38 @@ def check_finite(images: torch.Tensor) -> torch.Tensor:
             f"the model gives images with values that are not finite in {images.dtype}: check its weights"
         )
     return images
+
+
+# Far above every model that exists, and far below what fills the memory or takes for ever to build.
+_LARGEST = {
+    **dict.fromkeys(("layers_per_block", "transformer_layers_per_block", "blocks", "num_hidden_layers"), 128),
+    **dict.fromkeys(("block_out_channels", "channels", "mid_channels", "hidden_size", "in_channels"), 2**13),
+    **dict.fromkeys(("latent_channels", "num_subspaces", "intermediate_size"), 2**16),
+}
+_LARGEST_NUMBER, _LONGEST, _MOST_LEVELS, _LARGEST_TABLE = 2**24, 2**16, 12, 2**29
+
+
+def check_limits(config, name: str = "config") -> None:
+    """Check the sizes in a configuration before anything is built from it.
+
+    Raises:
+        ValueError: naming the entry, if a number is so large, or a list so long, that no machine could build the model.
+    """
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            check_limits(value, str(key))
+        quantizer = config.get("quantizer_config")
+        codebook_size = quantizer.get("codebook_size") if isinstance(quantizer, Mapping) else None
+        table = [config.get("latent_channels"), codebook_size]
+        if all(isinstance(size, int) for size in table) and math.prod(table) > _LARGEST_TABLE:
+            raise ValueError(
+                f"latent_channels ({table[0]}) times codebook_size ({table[1]}) may be {_LARGEST_TABLE:,}"
+            )
+    elif isinstance(config, list | tuple):
+        longest = _MOST_LEVELS if name == "block_out_channels" else _LONGEST
+        if len(config) > longest:
+            raise ValueError(f"{name} has {len(config):,} entries: at most {longest:,} are allowed")
+        for value in config:
+            check_limits(value, name)
+    elif isinstance(config, int) and abs(config) > _LARGEST.get(name, _LARGEST_NUMBER):
+        raise ValueError(f"{name} ({str(config)[:30]}) may be at most {_LARGEST.get(name, _LARGEST_NUMBER):,}")

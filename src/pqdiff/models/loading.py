@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from pqdiff.checkpoints import BUNDLED, BUNDLED_PIPELINES, bundled
 from pqdiff.clean_text import one_line
 from pqdiff.models.autoencoder_pq import AutoencoderPQ
+from pqdiff.models.checks import check_limits
 from pqdiff.suggestions import did_you_mean
 
 _UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, SafetensorError)
@@ -80,6 +81,7 @@ def _class_of(place: str) -> type[ModelMixin]:
     config = AutoencoderPQ.load_config(place)
     if not isinstance(config, dict):
         raise ValueError(f"its config.json must hold a JSON object, holds a {type(config).__name__}")
+    check_limits(config)
     name = str(config.get("_class_name", "model of unknown class"))
     if name == AutoencoderPQ.__name__:
         return AutoencoderPQ
