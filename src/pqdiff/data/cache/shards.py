@@ -80,7 +80,7 @@ def read_index(folder: Path) -> tuple[dict, list[Shard], bool]:
                 f"version {document.get('version')}, but this pqdiff reads {VERSION}: cache the data again"
             )
         for name, is_right in _RULES.items():
-            if not is_right(document.get(name)):
+            if name not in document or not is_right(document[name]):
                 raise ValueError(f"{name} ({document.get(name)!r:.80}) is missing or wrong")
         content = "codebook_sizes" if document["kind"] == "indices" else "channels"
         numbers = document.get(content)
