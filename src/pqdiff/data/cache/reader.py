@@ -106,7 +106,10 @@ class LatentCache(Dataset):
         content = self._gather("codes" if self.kind == "indices" else "latents", numbers, rows)
         if self.kind == "indices":
             shape = (len(self.codebook_sizes), *next(iter(shapes)))
-            batch = {"indices": torch.from_numpy(unpack_batch(content, shape, self.codebook_sizes))}
+            try:
+                batch = {"indices": torch.from_numpy(unpack_batch(content, shape, self.codebook_sizes))}
+            except ValueError as error:
+                raise ValueError(f"{self.folder}: is damaged ({error})") from None
         else:
             batch = {"latents": torch.from_numpy(content.astype(np.float32))}
         captions = self._choose_captions(numbers, rows, choices)

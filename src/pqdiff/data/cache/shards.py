@@ -80,11 +80,13 @@ def read_index(folder: Path) -> tuple[dict, list[Shard], bool]:
                 f"version {document.get('version')}, but this pqdiff reads {VERSION}: cache the data again"
             )
         for name, is_right in _RULES.items():
-            if not is_right(document.get(name)):
+            if name not in document or not is_right(document[name]):
                 raise ValueError(f"{name} ({document.get(name)!r:.80}) is missing or wrong")
         content = "codebook_sizes" if document["kind"] == "indices" else "channels"
         numbers = document.get(content)
-        if not _are_counts(numbers if isinstance(numbers, list) else [numbers]):
+        if isinstance(numbers, list) != (content == "codebook_sizes") or not _are_counts(
+            numbers if isinstance(numbers, list) else [numbers]
+        ):
             raise ValueError(f"{content} ({numbers!r:.80}) is missing or wrong")
         shards = [_shard(entry) for entry in document["shards"]]
     except (OSError, ValueError, RecursionError) as error:
