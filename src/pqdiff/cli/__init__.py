@@ -36,6 +36,9 @@ def main() -> None:
     except (ValueError, OSError, SafetensorError) as error:
         print(f"pqdiff: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except RecursionError:
+        print("pqdiff: a file is nested too deeply", file=sys.stderr)
+        sys.exit(2)
     except SystemExit as exit:
         if exit.code == _INTERRUPTED:
             print("pqdiff: interrupted; nothing was left half-written", file=sys.stderr)

@@ -190,3 +190,22 @@ def test_bases_rounded_to_half_precision_do_not_hide_which_candidate_reconstruct
         errors.append((basis.T @ (decoded * scales) - z[0]).square().sum(dim=0))
     errors = torch.stack(errors)  # (K, N)
     assert torch.allclose(errors.gather(0, found[:1])[0], errors.min(dim=0).values, rtol=1e-3)
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_shapes_that_do_not_fit_are_refused_before_anything_is_computed(place):
+    arguments = [vectors(1, 4), *tables(), 2]
+    good = classify(*arguments)
+    assert good.shape == (1, SUBSPACES + 1, 4)
+    arguments[place] = arguments[place][:, :-1] if place < 5 else CLASSES + 1
+    with pytest.raises(ValueError, match="do not fit"):
+        classify(*arguments)
+
+
+@pytest.mark.parametrize("numbers", [[[0, BASES]], [[-1, 0]], [[0, 0, 0]]])
+def test_numbers_of_matrices_that_do_not_exist_are_refused(numbers):
+    z, basis = vectors(1, 2), torch.tensor(numbers)
+    with pytest.raises(ValueError, match="basis"):
+        rotate(z, basis, tables()[0])
+    with pytest.raises(ValueError, match="basis"):
+        sum_outer_products(torch.randn(1, WIDTH, 2), z, basis, BASES)

@@ -92,3 +92,17 @@ def test_scores_of_all_codewords_are_never_held():
 def test_operator_is_what_torch_expects():
     mean, log_variance, codewords = data(4, 60, -1)
     torch.library.opcheck(likeliest_codewords, (mean, log_variance, codewords, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("mean", "log_variance", "codewords"),
+    [
+        ((1, 2, 3, 4), (1, 2, 3, 5), (8, 3)),
+        ((1, 2, 3, 4), (1, 2, 3, 4), (8, 2)),
+        ((1, 2, 3), (1, 2, 3), (8, 3)),
+        ((1, 2, 3, 4), (1, 2, 3, 4), (0, 3)),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(mean, log_variance, codewords):
+    with pytest.raises(ValueError, match="codewords"):
+        likeliest_codewords(torch.zeros(mean), torch.zeros(log_variance), torch.zeros(codewords), 1.0)

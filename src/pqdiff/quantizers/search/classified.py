@@ -37,6 +37,15 @@ def classify(
     Returns:
         int64 tokens `(B, S, N)`, the class first.
     """
+    bases, width, components = rotations.shape if rotations.ndim == 3 else (0, 0, 0)
+    classes = len(log_scales)
+    fits = z.ndim == codebooks.ndim == 3 and z.shape[1] == components and bases and classes and not classes % bases
+    fits = fits and log_scales.shape == (classes, width) and log_variances.shape == (classes, width + 1)
+    if not fits or codebooks.shape[0] * codebooks.shape[2] != width or not 1 <= candidates <= classes:
+        raise ValueError(
+            f"z {tuple(z.shape)}, rotations {tuple(rotations.shape)}, log_scales {tuple(log_scales.shape)}, log_variances "
+            f"{tuple(log_variances.shape)}, codebooks {tuple(codebooks.shape)} and {candidates} candidates do not fit"
+        )
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         search = _BlockSearch(rotations, log_scales, log_variances, codebooks, candidates)
         block = search.block if z.device.type == "cpu" else _BLOCK_ACCELERATOR
@@ -135,6 +144,7 @@ def rotate(z: torch.Tensor, basis: torch.Tensor, rotations: torch.Tensor) -> tor
     Returns:
         Vectors `(B, O, N)` fp32.
     """
+    _check_numbers(z, basis, len(rotations), rotations.shape[2])
     batch, inputs, number = z.shape
     flat = z.transpose(0, 1).reshape(inputs, batch * number)
     result = flat.new_empty(rotations.shape[1], batch * number)
@@ -165,6 +175,7 @@ def sum_outer_products(upstream: torch.Tensor, z: torch.Tensor, basis: torch.Ten
     Returns:
         `(bases, O, I)` fp32.
     """
+    _check_numbers(z, basis, bases, z.shape[1])
     rows, upstream = (x.transpose(0, 1).flatten(1) for x in (z, upstream))  # (I, B N), (O, B N)
     with torch.autocast(z.device.type, enabled=False):
         return torch.stack([upstream[:, each] @ rows[:, each].T for each in _columns(basis, bases)])
@@ -173,6 +184,16 @@ def sum_outer_products(upstream: torch.Tensor, z: torch.Tensor, basis: torch.Ten
 @sum_outer_products.register_fake
 def _(upstream, z, basis, bases):
     return z.new_empty((bases, upstream.shape[1], z.shape[1]))
+
+
+def _check_numbers(z: torch.Tensor, basis: torch.Tensor, bases: int, inputs: int) -> None:
+    """ValueError unless vectors `(B, I, N)` have numbers `(B, N)` of one of the matrices each."""
+    if z.ndim != 3 or z.shape[1] != inputs or basis.shape != (z.shape[0], z.shape[2]):
+        raise ValueError(f"z {tuple(z.shape)} must be (B, {inputs}, N) and basis {tuple(basis.shape)} (B, N)")
+    if basis.numel() and not 0 <= int(basis.min()) <= int(basis.max()) < bases:
+        raise ValueError(
+            f"basis must hold numbers from 0 to {bases - 1}, got {int(basis.min())} to {int(basis.max())}"
+        )
 
 
 def _columns(basis: torch.Tensor, bases: int) -> tuple[torch.Tensor, ...]:

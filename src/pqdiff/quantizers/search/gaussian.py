@@ -34,6 +34,18 @@ def likeliest_codewords(
     Returns:
         int64 indices in `[0, K)` of shape `(B, G, N)`. Equal scores give the lowest index, vectors with NaN give 0.
     """
+    if (
+        mean.ndim != 4
+        or mean.shape != log_variance.shape
+        or codewords.ndim != 2
+        or mean.shape[2] != codewords.shape[1]
+    ):
+        raise ValueError(
+            f"mean {tuple(mean.shape)} and log_variance {tuple(log_variance.shape)} must be (B, G, m, N) for codewords "
+            f"(K, m), got {tuple(codewords.shape)}"
+        )
+    if not len(codewords):
+        raise ValueError("codewords must hold at least one codeword")
     if mean.device.type == "mps":  # has no float64
         return likeliest_codewords(mean.cpu(), log_variance.cpu(), codewords.cpu(), beta).to(mean.device)
     batch, groups, dim, number = mean.shape
