@@ -121,6 +121,41 @@ def noise_table() -> str:
     return "\n".join([*rows, "", "PSNR in dB: nearest codewords / as they are / soft."])
 
 
+def quantizers_table() -> str:
+    """One row per method, by quality: mean and standard deviation over seeds."""
+    document = json.loads((RESULTS / "quantizers.json").read_text())
+    rows = ["| method | bits per pixel | PSNR dB | SSIM | codewords used | H_n |", "|---|---|---|---|---|---|"]
+    methods = document["methods"].items()
+    for name, result in sorted(methods, key=lambda item: -item[1]["metrics"]["psnr_dataset"]["mean"]):
+        m = result["metrics"]
+        used = m.get("codebook_utilization")
+        rows.append(
+            f"| {name} | {m['bits_per_pixel']['mean']:.3f} | {m['psnr_dataset']['mean']:.2f} "
+            f"± {m['psnr_dataset']['std']:.2f} | {m['ssim']['mean']:.4f} | {used['mean']:.1%} | "
+            f"{m['codebook_h_n']['mean']:.3f} |"
+        )
+    return "\n".join(rows)
+
+
+def vae_table() -> str:
+    """PSNR of each way to make an autoencoder discrete, by rate."""
+    document = json.loads((RESULTS / "vae_tokenizers.json").read_text())
+    rates = sorted({row["bits_per_pixel"] for row in document["rows"]})
+    rows = [f"| bits per pixel | {' | '.join(f'{rate:g}' for rate in rates)} |", "|---" * (len(rates) + 1) + "|"]
+    for way in dict.fromkeys(row["way"] for row in document["rows"]):
+        found = {row["bits_per_pixel"]: row["psnr_dataset"] for row in document["rows"] if row["way"] == way}
+        rows.append(f"| {way} | {' | '.join(f'{found[r]:.2f} dB' if r in found else '-' for r in rates)} |")
+    bits = document["posterior_bits_per_channel"]
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"The autoencoder itself: {document['psnr_dataset_of_the_autoencoder']:.2f} dB; its posteriors carry "
+            f"{min(bits):.1f} to {max(bits):.1f} bits per channel, {sum(bits) / 64:.2f} bits per pixel.",
+        ]
+    )
+
+
 def table3_table() -> str:
     """One row per pipeline: ratios of speed to SD2.1, counted, timed and the paper's."""
     document = json.loads((RESULTS / "table3.json").read_text())
@@ -148,6 +183,8 @@ def render(text: str) -> str:
         ("tiny", tiny_table()),
         ("ways", ways_table()),
         ("table3", table3_table()),
+        ("quantizers", quantizers_table()),
+        ("vae", vae_table()),
     ):
         text, count = re.subn(
             rf"(<!-- {mark}: [^\n]*-->\n).*?(<!-- /{mark} -->)",

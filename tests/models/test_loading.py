@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 from pqdiff import AutoencoderPQ
@@ -116,3 +116,17 @@ def test_weights_that_are_not_finite_are_refused(folder, value):
         damaged[name].view(-1)[3] = value
         save_file(damaged, folder / WEIGHTS)
         assert f"not finite: {name}" in message(load_tokenizer, folder)
+
+
+def test_autoencoders_without_a_distribution_of_latents_are_refused(tmp_path):
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ).save_pretrained(tmp_path / "tiny")
+    (tmp_path / "dc").mkdir()
+    (tmp_path / "dc" / "config.json").write_text('{"_class_name": "AutoencoderDC", "latent_channels": 32}')
+    for name, kind in (("tiny", "AutoencoderTiny"), ("dc", "AutoencoderDC")):
+        with pytest.raises(ValueError, match=f"a {kind} has no distribution of latents to encode to"):
+            load_autoencoder(tmp_path / name)

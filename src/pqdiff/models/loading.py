@@ -13,6 +13,7 @@ from pqdiff.models.autoencoder_pq import AutoencoderPQ
 from pqdiff.models.checks import check_limits
 from pqdiff.suggestions import did_you_mean
 
+_WITHOUT_POSTERIOR = ("AutoencoderTiny", "AutoencoderDC")  # in diffusers: `encode` gives latents alone
 _UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, SafetensorError)
 
 
@@ -88,6 +89,10 @@ def _class_of(place: str) -> type[ModelMixin]:
     model_class = getattr(diffusers, name, None)
     if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin) and hasattr(model_class, "decode")):
         raise ValueError(f"it holds a {name}, not an AutoencoderPQ or another autoencoder")
+    if name in _WITHOUT_POSTERIOR or not {"block_out_channels", "latent_channels"} <= set(config):
+        raise ValueError(
+            f"a {name} has no distribution of latents to encode to: choose an AutoencoderKL or AutoencoderPQ"
+        )
     return model_class
 
 
