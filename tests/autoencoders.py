@@ -42,6 +42,8 @@ def build(kind: str, **overrides) -> AutoencoderPQ:
     model = AutoencoderPQ(**{**TINY, **KINDS[kind], "statistics_config": statistics, **overrides})
     if hasattr(model.quantizer, "log_scales"):
         torch.nn.init.normal_(model.quantizer.log_scales, std=0.5)
+        # Equal variances would make all classes equally likely, and rounding would choose among them.
+        torch.nn.init.normal_(model.quantizer.log_variances, std=0.5)
     if model.refiner is not None:
         torch.nn.init.normal_(model.refiner.last.weight, std=0.1)
         torch.nn.init.normal_(model.refiner.places)

@@ -62,7 +62,7 @@ def test_buckets_that_do_not_fill_a_batch_are_noted(tmp_path):
     for number in range(5):
         Image.new("RGB", (SIDE, SIDE) if number else (4 * SIDE, SIDE)).save(tmp_path / f"{number}.png")
     rows = datasets.Dataset.from_list(
-        [{"image": str(tmp_path / f"{number}.png"), "text": "a"} for number in range(5)],
+        [{"image": {"bytes": (tmp_path / f"{number}.png").read_bytes()}, "text": "a"} for number in range(5)],
         features=datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")}),
     )
     preparation = Preparation(SIDE, FACTOR, buckets=True)
