@@ -14,7 +14,7 @@ import torch
 
 from pqdiff.fitting.kmeans import fit_codebooks
 from pqdiff.quantizers import ClassifiedProductQuantizer
-from pqdiff.quantizers.search.classified import ClassLikelihoods, classify, left_out, rotate
+from pqdiff.quantizers.search.classified import ClassLikelihoods, classify, rotate
 
 _STEADY = 3  # leading components are the patch's mean color: it says nothing about the texture
 _DIRECTIONS = 16  # components whose products tell textures apart at the start
@@ -246,7 +246,7 @@ def _likeliest(model: ClassifiedProductQuantizer, rows: torch.Tensor) -> torch.T
     """Likeliest classes `(n,)` of components `(n, P)`."""
     everywhere = (rows @ model.rotations.flatten(0, 1).T).unflatten(1, model.rotations.shape[:2])  # (n, bases, M)
     likelihoods = ClassLikelihoods(model.rotations, model.log_variances)
-    return likelihoods.likeliest(everywhere, left_out(rows, everywhere), 1)[:, 0]
+    return likelihoods.likeliest(rows, everywhere, 1)[0][:, 0]
 
 
 def _encode(model: ClassifiedProductQuantizer, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

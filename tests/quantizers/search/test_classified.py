@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pqdiff.quantizers.search.classified import ClassLikelihoods, classify, left_out, rotate, sum_outer_products
+from pqdiff.quantizers.search.classified import ClassLikelihoods, classify, rotate, sum_outer_products
 
 CLASSES, BASES, COMPONENTS, SUBSPACES, CODEWORDS, DIM = 6, 3, 10, 2, 16, 4
 WIDTH = SUBSPACES * DIM  # coefficients in a basis; the other components are left out
@@ -57,8 +57,10 @@ def test_likeliest_classes_are_those_of_the_gaussian_density():
     rotations, _, log_variances, _ = tables()
     rows = vectors(1, 200)[0].T
     everywhere = torch.einsum("bmp,np->nbm", rotations, rows)
-    found = ClassLikelihoods(rotations, log_variances).likeliest(everywhere, left_out(rows, everywhere), 3)
+    found, outside = ClassLikelihoods(rotations, log_variances).likeliest(rows, everywhere, 3)
     assert torch.equal(found.T, log_densities(rows, rotations, log_variances).topk(3, dim=0).indices)
+    inside = torch.einsum("bmp,nbm->nbp", rotations, everywhere)
+    torch.testing.assert_close(outside, (rows[:, None] - inside).square().sum(dim=2), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("candidates", [1, 2, CLASSES])

@@ -79,21 +79,18 @@ class ClassLikelihoods:
         left_out = components - width
         self.log_determinants = log_variances[:, :-1].sum(dim=1) + left_out * log_variances[:, -1]  # (K,)
 
-    def likeliest(self, everywhere: torch.Tensor, left_out: torch.Tensor, number: int) -> torch.Tensor:
-        """The likeliest classes `(n, number)`, the likeliest first, of vectors with coefficients `(n, bases, M)` in all
-        bases and `left_out` as of the function of this name."""
+    def likeliest(
+        self, rows: torch.Tensor, everywhere: torch.Tensor, number: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of vectors `(n, P)` with coefficients `(n, bases, M)` in all bases: the likeliest classes `(n, number)`, the
+        likeliest first, and the squared length `(n, bases)` of the part that lies outside each basis."""
         squares = everywhere.new_empty(*everywhere.shape[:2], everywhere.shape[2] + 1)
         torch.square(everywhere, out=squares[..., :-1])
-        squares[..., -1] = left_out
+        outside = rows.square().sum(dim=1, keepdim=True) - squares[..., :-1].sum(dim=2)
+        squares[..., -1] = outside.clamp_min_(0)
         costs = torch.bmm(squares.transpose(0, 1), self.precisions.mT)  # (bases, n, K / bases)
         costs = costs.transpose(0, 1).flatten(1).add_(self.log_determinants)  # (n, K)
-        return costs.topk(number, dim=1, largest=False).indices
-
-
-def left_out(rows: torch.Tensor, everywhere: torch.Tensor) -> torch.Tensor:
-    """Squared length `(n, bases)` of the part of vectors `(n, P)` that lies outside each basis, in which they have the
-    coefficients `(n, bases, M)`."""
-    return (rows.square().sum(dim=1, keepdim=True) - everywhere.square().sum(dim=2)).clamp_min_(0)
+        return costs.topk(number, dim=1, largest=False).indices, outside
 
 
 class _BlockSearch:
@@ -110,8 +107,7 @@ class _BlockSearch:
         """Tokens `(S, n)` of vectors `(n, P)`. Pairs of a vector and a candidate are rows: a copy of each is one block."""
         (bases, width, _), n = self.rotations.shape, len(rows)
         everywhere = (rows @ self.rotations.flatten(0, 1).T).view(n, bases, width)  # coefficients in every basis
-        outside = left_out(rows, everywhere)  # (n, bases)
-        classes = self.likelihoods.likeliest(everywhere, outside, self.candidates)  # (n, c)
+        classes, outside = self.likelihoods.likeliest(rows, everywhere, self.candidates)  # (n, c), (n, bases)
         basis = classes // (len(self.scales) // bases)
         pairs = (basis + torch.arange(n, device=rows.device)[:, None] * bases).flatten()  # (n c,)
         coefficients = everywhere.flatten(0, 1).index_select(0, pairs)  # (n c, M)
