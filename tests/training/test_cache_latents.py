@@ -215,6 +215,7 @@ def assert_same(first, second, names=True):
     assert content(first) == content(second)
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_writes_is_finished_by_the_next(models, pq, tmp_path):
     arguments = [
         "--num_samples", 200, "--crops", 2, "--flip", "--samples_per_shard", 16, "--batch_size", 4,
