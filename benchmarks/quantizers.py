@@ -48,7 +48,7 @@ METHODS = {
     "RQ": ("residual", 16, {"depth": 4, "codebook_size": 256}),
     "MCQ": ("multichannel", 16, {"num_subspaces": 4, "codebook_size": 256}),
     "FSQ": ("finite_scalar", 16, {"levels": 4, "num_subspaces": 4}),
-    "LFQ": ("lookup_free", 32, {"num_subspaces": 4, "entropy_bits": 8}),
+    "LFQ": ("lookup_free", 32, {"num_subspaces": 4, "entropy_bits": 8, "commitment_weight": 0.25}),
     "BSQ": ("binary_spherical", 32, {"num_subspaces": 1}),
     "GQ + TDC": ("gaussian", 16, {"codebook_size": 256, "codebook_dim": 4}),
     "TokenBridge levels, trained around": ("token_bridge", 16, {"num_bins": 4}),

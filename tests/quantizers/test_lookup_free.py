@@ -12,7 +12,9 @@ def test_codes_and_losses_are_those_of_vector_quantize_pytorch():
     reference = LFQ(
         dim=BITS, codebook_size=2**BITS, entropy_loss_weight=0.1, commitment_loss_weight=0.25, diversity_gamma=0.8
     )
-    quantizer = LookupFreeQuantizer(BITS, diversity_weight=0.8, temperature=0.5, entropy_bits=BITS)
+    quantizer = LookupFreeQuantizer(
+        BITS, diversity_weight=0.8, commitment_weight=0.25, temperature=0.5, entropy_bits=BITS
+    )
     z = torch.randn(2, BITS, 4, 3, generator=torch.Generator().manual_seed(0))
     mine, theirs = z.clone().requires_grad_(), z.clone().requires_grad_()
     (codes, indices, loss), parts = reference(theirs, inv_temperature=2.0, return_loss_breakdown=True)

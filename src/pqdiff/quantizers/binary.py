@@ -14,12 +14,11 @@ _MOST_ENTROPY_BITS = 12
 
 
 class BinaryQuantizer(Quantizer):
-    """Base of quantizers whose codes are +magnitude or -magnitude in every channel.
+    """Base of quantizers whose codes are +magnitude or -magnitude in every channel. A subclass implements `forward`.
 
     Args:
         latent_channels: number of latent channels d, each one bit.
         num_subspaces: number of tokens S, each for a contiguous group of d / S channels.
-        magnitude: of the codes.
         entropy_weight: weight of the entropy loss: mean entropy of a position's code minus `diversity_weight` times the
             entropy of the mean code, in nats per token. The first makes codes certain, the second makes all of them used.
         diversity_weight: see there.
@@ -37,13 +36,12 @@ class BinaryQuantizer(Quantizer):
     def __init__(
         self,
         latent_channels: int,
-        num_subspaces: int,
-        magnitude: float,
-        entropy_weight: float,
-        diversity_weight: float,
-        commitment_weight: float,
-        temperature: float,
-        entropy_bits: int,
+        num_subspaces: int = 1,
+        entropy_weight: float = 0.1,
+        diversity_weight: float = 1.0,
+        commitment_weight: float = 0.0,
+        temperature: float = 0.01,
+        entropy_bits: int = 1,
     ):
         super().__init__()
         if latent_channels < 1 or num_subspaces < 1 or latent_channels % num_subspaces:
@@ -66,10 +64,15 @@ class BinaryQuantizer(Quantizer):
                 "a token"
             )
         self.in_channels = self.code_channels = self.latent_channels = latent_channels
-        self.num_subspaces, self.magnitude, self.temperature = num_subspaces, magnitude, temperature
+        self.num_subspaces, self.temperature = num_subspaces, temperature
         self.entropy_weight, self.diversity_weight = entropy_weight, diversity_weight
         self.commitment_weight, self.entropy_bits = commitment_weight, entropy_bits
         self.register_buffer("frequencies", torch.full((latent_channels,), 0.5))  # of positive codes
+
+    @property
+    def magnitude(self) -> float:
+        """Of the codes."""
+        return 1.0
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -111,11 +114,12 @@ class BinaryQuantizer(Quantizer):
             f"temperature={self.temperature}, entropy_bits={self.entropy_bits}"
         )
 
-    def _entropy_loss(self, z: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The weighted entropy loss of z `(B, d, h, w)` fp32, and its parts for the log."""
+    def _losses(self, z: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Entropy loss and commitment of z `(B, d, h, w)` fp32, weighted, and the entropies for the log."""
         certainty, diversity = entropies(z.flatten(2), self.magnitude, self.temperature, self.entropy_bits)
         certainty, diversity = certainty / self.num_subspaces, diversity / self.num_subspaces
         loss = self.entropy_weight * (certainty - self.diversity_weight * diversity)
+        loss = loss + self.commitment_weight * (z - codes).square().mean()
         return loss, {"code_entropy": certainty.detach(), "mean_code_entropy": diversity.detach()}
 
     def _places(self, device: torch.device) -> torch.Tensor:

@@ -12,38 +12,12 @@ from pqdiff.quantizers.binary import BinaryQuantizer
 
 @register_quantizer("lookup_free")
 class LookupFreeQuantizer(BinaryQuantizer):
-    """Replaces every channel by its sign, +1 or -1; 0 counts as negative.
-
-    Args:
-        latent_channels: number of latent channels d, each one bit.
-        num_subspaces: number of tokens S, each for a contiguous group of d / S channels.
-        entropy_weight: weight of the entropy loss, see `BinaryQuantizer`.
-        diversity_weight: weight of its second term, gamma.
-        commitment_weight: weight of mean((z - sg[codes])^2).
-        temperature: of the probabilities in the entropy loss.
-        entropy_bits: channels whose codes are counted jointly; must divide d / S.
-
-    Raises:
-        ValueError: if the numbers do not fit each other.
-    """
-
-    def __init__(
-        self,
-        latent_channels: int,
-        num_subspaces: int = 1,
-        entropy_weight: float = 0.1,
-        diversity_weight: float = 1.0,
-        commitment_weight: float = 0.25,
-        temperature: float = 0.01,
-        entropy_bits: int = 1,
-    ):
-        weights = (entropy_weight, diversity_weight, commitment_weight)
-        super().__init__(latent_channels, num_subspaces, 1.0, *weights, temperature, entropy_bits)
+    """Replaces every channel by its sign, +1 or -1; 0 counts as negative. Arguments are those of `BinaryQuantizer`; without
+    a `commitment_weight`, such as 0.25, nothing but the entropy keeps z near its codes."""
 
     def forward(self, z: torch.Tensor) -> QuantizerOutput:
         indices = self.encode(z)
         codes = self.decode(indices)
         with torch.autocast(z.device.type, enabled=False):
-            loss, logs = self._entropy_loss(z.float())
-            loss = loss + self.commitment_weight * (z.float() - codes).square().mean()
+            loss, logs = self._losses(z.float(), codes)
         return QuantizerOutput(codes.to(z.dtype) + (z - z.detach()), indices, loss, logs)
