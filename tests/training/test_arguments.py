@@ -154,5 +154,5 @@ class _Pair:
     ],
 )
 def test_models_without_end_are_refused_before_they_are_built(kind, given):
-    with pytest.raises(ValueError, match=r"--model: \w*layers_per_block \(.*1000000000.*\) must be at most 1000"):
+    with pytest.raises(ValueError, match=r"--model: \w*layers_per_block \(.*1000000000.*\) may be at most 128"):
         construct(kind, "--model", given)

@@ -4,6 +4,7 @@ Every function returns nothing and raises a `ValueError` that names the argument
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -61,10 +62,10 @@ def check_finite(images: torch.Tensor) -> torch.Tensor:
 
 # Far above every model that exists, and far below what fills the memory or takes for ever to build.
 _LARGEST = {
-    **dict.fromkeys(("layers_per_block", "transformer_layers_per_block", "blocks", "num_hidden_layers"), 128),
     **dict.fromkeys(("block_out_channels", "channels", "mid_channels", "hidden_size", "in_channels"), 2**13),
     **dict.fromkeys(("latent_channels", "num_subspaces", "intermediate_size"), 2**16),
 }
+_REPEATED, _MOST_REPEATED = re.compile("layers|blocks|depth"), 128  # parts that a model has so many of
 _LARGEST_NUMBER, _LONGEST, _MOST_LEVELS, _LARGEST_TABLE = 2**24, 2**16, 12, 2**29
 
 
@@ -90,5 +91,7 @@ def check_limits(config, name: str = "config") -> None:
             raise ValueError(f"{name} has {len(config):,} entries: at most {longest:,} are allowed")
         for value in config:
             check_limits(value, name)
-    elif isinstance(config, int) and abs(config) > _LARGEST.get(name, _LARGEST_NUMBER):
-        raise ValueError(f"{name} ({str(config)[:30]}) may be at most {_LARGEST.get(name, _LARGEST_NUMBER):,}")
+    elif isinstance(config, int):
+        largest = _MOST_REPEATED if _REPEATED.search(name) else _LARGEST.get(name, _LARGEST_NUMBER)
+        if abs(config) > largest:
+            raise ValueError(f"{name} ({str(config)[:30]}) may be at most {largest:,}")

@@ -2,16 +2,14 @@
 
 import argparse
 import inspect
-import re
 from pathlib import Path
 from typing import Any
 
+from pqdiff.models.checks import check_limits
 from pqdiff.suggestions import did_you_mean
 from pqdiff.training.run_options import add_run_arguments
 from pqdiff.training.schedule import add_schedule_arguments
 from pqdiff.yaml_text import parse_yaml, read_yaml
-
-_LAYERS = 1000  # the most that a part of a model may have
 
 
 class TrainerParser(argparse.ArgumentParser):
@@ -93,22 +91,14 @@ def construct(kind: type, flag: str, given: Any, **fixed):
         ValueError: for an argument that the class does not have, or a value that it does not take.
     """
     check_keys(flag, given, list(inspect.signature(kind).parameters))
-    _check_counts(flag, given)
+    try:
+        check_limits(given)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from None
     try:
         return kind(**{**fixed, **given})
     except TypeError as error:
         raise ValueError(f"{flag}: {kind.__name__} does not take {given} ({error})") from None
-
-
-def _check_counts(flag: str, given: Any) -> None:
-    """ValueError for more layers than any model has: building them would have no end."""
-    if isinstance(given, dict):
-        for key, value in given.items():
-            numbers = value if isinstance(value, list | tuple) else [value]
-            if re.search("layers|blocks|depth", str(key)) and any(isinstance(n, int) and n > _LAYERS for n in numbers):
-                raise ValueError(f"{flag}: {key} ({value}) must be at most {_LAYERS}")
-    for value in given.values() if isinstance(given, dict) else given if isinstance(given, list | tuple) else ():
-        _check_counts(flag, value)
 
 
 def check_keys(flag: str, given: Any, known: list[str]) -> None:
