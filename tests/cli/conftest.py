@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 
+from pqdiff import PQStableDiffusionPipeline
 from pqdiff.cli import main
 from pqdiff.fitting.closed_form import fit_closed_form
 from tests.cli.support import (
@@ -19,6 +20,7 @@ from tests.cli.support import (
     random_image,
     save,
 )
+from tests.tiny import tiny_components
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,6 +43,14 @@ def f8(tmp_path_factory, one_thread):
 def f16(tmp_path_factory, one_thread):
     folder = tmp_path_factory.mktemp("models") / "tiny-f16"
     fit_closed_form(map(random_image, range(8)), "f16-d128-s64-k128", sample_size=2048, seed=0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def letters(tmp_path_factory, one_thread):
+    """A pipeline with random weights."""
+    folder = tmp_path_factory.mktemp("pipelines") / "letters"
+    PQStableDiffusionPipeline(**tiny_components()).save_pretrained(folder)
     return folder
 
 

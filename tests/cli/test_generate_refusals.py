@@ -14,13 +14,6 @@ from tests.tiny import tiny_autoencoder, tiny_components, tiny_scheduler
 FOX = "a red fox"
 
 
-@pytest.fixture(scope="session")
-def letters(tmp_path_factory, one_thread):
-    folder = tmp_path_factory.mktemp("refused") / "letters"
-    PQStableDiffusionPipeline(**tiny_components()).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def refused(pqdiff, tmp_path):
     def run(expected, *arguments):

@@ -5,16 +5,7 @@ import stat
 
 import pytest
 
-from pqdiff import PQStableDiffusionPipeline
 from tests.cli.support import assert_done, assert_refused, save
-from tests.tiny import tiny_components
-
-
-@pytest.fixture(scope="module")
-def letters(tmp_path_factory, one_thread):
-    folder = tmp_path_factory.mktemp("overwriting") / "letters"
-    PQStableDiffusionPipeline(**tiny_components()).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

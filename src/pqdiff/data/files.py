@@ -144,12 +144,6 @@ def _open_permissions(folder: Path) -> None:
         entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
 
 
-def readable(name: str | Path) -> str:
-    """A name for people, messages and UTF-8 files: control characters and bytes that are not UTF-8 are escaped."""
-    text = os.fsencode(name).decode(errors="backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

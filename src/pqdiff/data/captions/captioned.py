@@ -10,11 +10,11 @@ from pathlib import Path
 from diffusers.utils import logging
 from PIL import Image
 
+from pqdiff.clean_text import escaped
 from pqdiff.data.captions.captioned_images import CaptionedImages
 from pqdiff.data.captions.loading import SPLIT_WORDS, load_table
 from pqdiff.data.captions.metadata import METADATA_FILES, read_metadata, sidecar_captions
 from pqdiff.data.captions.tables import StreamedImages
-from pqdiff.data.files import readable
 from pqdiff.data.images.lazy_image import LazyImage
 from pqdiff.data.images.reading import find_images, holds_images, walk
 from pqdiff.data.scenes.scenes import SceneDataset
@@ -142,7 +142,7 @@ class FolderImages(CaptionedImages):
         captions = self.captions[index] if self.captions is not None else ()
         if self.has_sidecars:
             captions = sidecar_captions(path)
-        return LazyImage(readable(path.relative_to(self.folder).as_posix()), captions, path)
+        return LazyImage(escaped(path.relative_to(self.folder).as_posix()), captions, path)
 
 
 def _image_folder(folder: Path, split: str) -> Path | None:
