@@ -7,7 +7,6 @@ If the process is killed at any moment, the same command continues.
 """
 
 import argparse
-import json
 import signal
 import sys
 from collections import defaultdict
@@ -31,6 +30,7 @@ from pqdiff.data.images.lazy_image import LazyImage
 from pqdiff.data.images.reading import normalize, to_tensor
 from pqdiff.devices import choose_device
 from pqdiff.hub.local_paths import public_name
+from pqdiff.json_text import read_json
 from pqdiff.models.fingerprint import fingerprint
 from pqdiff.models.loading import load_autoencoder
 from pqdiff.training.samples import latents_of
@@ -199,7 +199,7 @@ class TextEncoder:
 
     def __init__(self, folder: str, device: str):
         try:
-            index = json.loads((Path(folder) / "model_index.json").read_text())
+            index = read_json(Path(folder) / "model_index.json", "model_index.json")
             found = [index[name][1] for name in index if name.startswith("text_encoder")]
             if found != ["CLIPTextModel"]:
                 raise ValueError(f"needs one CLIPTextModel, has {', '.join(map(str, found)) or 'none'}")
@@ -274,10 +274,8 @@ def leave_signals_to_the_parent(worker: int) -> None:
 
 def read_samples(item: int, row: LazyImage, targets, crops: int, flip: bool, seed: int) -> list[dict]:
     """Crops of an image with everything that is recorded of them."""
-    image, common = (
-        row.load(),
-        {"item": item, "name": row.name, "source": row.digest(), "captions": row.captions or ("",)},
-    )
+    image = row.load()
+    common = {"item": item, "name": row.name, "source": row.digest(), "captions": row.captions or ("",)}
     plans = plan_crops(image.size, nearest_bucket(*image.size, targets), crops, flip, [seed, item])
     return [{**common, "crop": crop, "image": part} for crop, part in zip(plans, cut(image, plans), strict=True)]
 

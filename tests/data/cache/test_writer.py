@@ -131,7 +131,7 @@ def test_dot_files_of_others_stay_and_leftovers_of_a_killed_writer_go(tmp_path):
     assert len(list((tmp_path / "x").iterdir())) == 3
     folder = write(tmp_path / "c")
     (folder / ".mine").write_text("mine")
-    (folder / ".shard-00007-a1b2c3d4.safetensors").write_bytes(b"half")
+    (folder / ".pqdiff-a1b2c3d4.safetensors").write_bytes(b"half")  # of `atomic_file`
     write(folder)
     assert {path.name for path in folder.iterdir() if path.name.startswith(".")} == {".mine"}
 

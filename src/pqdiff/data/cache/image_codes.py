@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from pqdiff.data.cache.bit_packing import pack_batch, packed_bytes, unpack_batch
 from pqdiff.data.files import atomic_file
 from pqdiff.data.images.opening import MOST_PIXELS
+from pqdiff.json_text import parse_json
 
 _FORMAT = "pqdiff-codes-1"
 
@@ -69,7 +70,7 @@ def load_codes(path: str | Path, header_only: bool = False) -> ImageCodes:
         raise ValueError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("pqdiff", "{}"))
+            header = parse_json((file.metadata() or {}).get("pqdiff", "{}"))
             if not isinstance(header, dict) or header.get("format") != _FORMAT:
                 raise ValueError("it is a safetensors file, but not of codes")
             _check_header(header)

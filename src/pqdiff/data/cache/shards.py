@@ -2,7 +2,7 @@
 
 A shard holds, for N samples with M different captions:
 
-    codes            uint8 (N, bytes)      kind "indices": packed tokens (see packing.py)
+    codes            uint8 (N, bytes)      kind "indices": packed tokens (see bit_packing.py)
     latents          fp16 (N, C, h, w)     kind "latents"
     items            int64 (N)             number of the source image
     crops            int32 (N, 9)          the fields of `Crop`, in their order
@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 
 from pqdiff.data.files import atomic_file
 from pqdiff.data.images.crops import Crop
+from pqdiff.json_text import parse_json
 
 FORMAT, VERSION = "pqdiff-latent-cache", 2
 KINDS = ("indices", "latents")
@@ -72,7 +73,7 @@ def read_index(folder: Path) -> tuple[dict, list[Shard], bool]:
     if not path.is_file():
         raise ValueError(f"{folder}: holds no latent cache ({INDEX} is missing); training/cache_latents.py makes one")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_bytes())
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ValueError("it is not the index of a latent cache")
         if document.get("version") != VERSION:
@@ -89,7 +90,7 @@ def read_index(folder: Path) -> tuple[dict, list[Shard], bool]:
         ):
             raise ValueError(f"{content} ({numbers!r:.80}) is missing or wrong")
         shards = [_shard(entry) for entry in document["shards"]]
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     for shard in shards:
         size = (folder / shard.file).stat().st_size if (folder / shard.file).is_file() else None
@@ -107,9 +108,8 @@ def _are_counts(values) -> bool:
 
 
 def _shard(entry) -> Shard:
-    file, samples, shape = (
-        (entry.get(name) for name in ("file", "samples", "shape")) if isinstance(entry, dict) else "   "
-    )
+    entry = entry if isinstance(entry, dict) else {}
+    file, samples, shape = (entry.get(name) for name in ("file", "samples", "shape"))
     if not isinstance(file, str) or file != Path(file).name or file.startswith("."):
         raise ValueError(f"a shard's file ({file!r:.80}) must be a name in the folder of the cache")
     if not _are_counts([samples]) or not isinstance(shape, list) or len(shape) != 2 or not _are_counts(shape):
@@ -147,7 +147,7 @@ def map_tensors(path: Path) -> dict[str, np.ndarray]:
         length = int.from_bytes(data[:8].tobytes(), "little")
         if length > min(_MOST_HEADER, len(data) - 8):
             raise ValueError("truncated")
-        header = json.loads(data[8 : 8 + length].tobytes())
+        header = parse_json(data[8 : 8 + length].tobytes())
         header.pop("__metadata__", None)
         tensors = {}
         for name, entry in header.items():
@@ -159,7 +159,7 @@ def map_tensors(path: Path) -> dict[str, np.ndarray]:
         return tensors
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file, but {INDEX} lists it; cache the data set again") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"{path}: cannot be read as a shard of latents ({reason})") from None
 

@@ -27,7 +27,7 @@ from pqdiff.data.cache.shards import (
     write_tensors,
 )
 
-_TEMPORARY = re.compile(r"\.(pqdiff|shard-\d+|index|empty_text)-\w{8}\.(json|safetensors)")  # see `atomic_file`
+_TEMPORARY = re.compile(r"\.pqdiff-\w{8}\.(json|safetensors)")  # see `atomic_file`
 _PATIENCE = 10.0  # seconds to wait for a lock: workers of a run that was killed end after five
 _MOST_BUFFERED = 512 * 2**20  # bytes of samples kept in memory, all shapes together
 
@@ -113,9 +113,8 @@ class LatentCacheWriter:
         settings, self.shards, self.complete = read_index(self.folder)
         for name, value in _flat(self.settings).items():
             found = _flat(settings).get(name)
-            if (
-                found != value and name != "autoencoder.name"
-            ):  # a model may get another name, but not another fingerprint
+            # A model may get another name, but not another fingerprint.
+            if found != value and name != "autoencoder.name":
                 raise ValueError(
                     f"{self.folder}: holds a cache with {name} {found!r}, not {value!r}; "
                     "choose another folder or the same settings"
@@ -264,9 +263,7 @@ def _lock(folder: Path, owner: object) -> Callable[[], None]:
     handle, deadline = os.open(folder, os.O_RDONLY), time.monotonic() + _PATIENCE
     while True:
         try:
-            fcntl.flock(
-                handle, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # of the folder itself: there is no file to leave behind
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the folder itself: there is no file to leave behind
             break
         except BlockingIOError:
             if time.monotonic() > deadline:

@@ -1,9 +1,10 @@
 """Captions as they are stored: metadata files of a folder, text files beside images, cells of tables."""
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
+
+from pqdiff.json_text import parse_json
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "txt", "sentences", "description")
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
@@ -18,8 +19,8 @@ def read_metadata(table: Path, image_column: str, caption_column: str | None) ->
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             is_csv = table.suffix == ".csv"
-            rows = list(csv.DictReader(file, strict=True) if is_csv else (json.loads(x) for x in file if x.strip()))
-    except (OSError, ValueError, csv.Error, RecursionError) as error:
+            rows = list(csv.DictReader(file, strict=True) if is_csv else (parse_json(x) for x in file if x.strip()))
+    except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{table}: cannot be read ({one_line(error)})") from None
     for number, row in enumerate(rows, start=1):
         where = f"{table}, row {number}"

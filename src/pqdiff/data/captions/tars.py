@@ -4,12 +4,12 @@ The library `datasets` looks at five samples to find out which fields there are,
 `photo.1.jpg`, and takes a file of the working folder for one of the same name in the tar; so tars are read here.
 """
 
-import json
 import tarfile
 from collections.abc import Iterator
 
 from pqdiff.data.captions.metadata import CAPTION_COLUMNS, captions_in, names_of, one_line
 from pqdiff.data.images.opening import IMAGE_SUFFIXES
+from pqdiff.json_text import parse_json
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "jfif", "png", "webp", "photo")  # which of several images is the one
 
@@ -79,8 +79,11 @@ def _captions(name: str, field: str, content: bytes) -> tuple[str, ...]:
     where = f"{name}.{field}"
     try:
         text = content.decode("utf-8-sig")
-        return captions_in(where, json.loads(text) if field.rpartition(".")[2] == "json" else text)
     except UnicodeDecodeError:
         raise ValueError(f"{where}: is not text in UTF-8") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}: cannot be read ({one_line(error)})") from None
+    if field.rpartition(".")[2] == "json":
+        try:
+            text = parse_json(text)
+        except ValueError as error:
+            raise ValueError(f"{where}: cannot be read ({one_line(error)})") from None
+    return captions_in(where, text)
