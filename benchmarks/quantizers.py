@@ -19,7 +19,6 @@ import argparse
 import io
 import json
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,12 +28,12 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe_machine
 from benchmarks.timing import interleaved_times, summary
+from benchmarks.training_runs import trained_autoencoder
 from pqdiff import AutoencoderPQ
 from pqdiff.data.images.crops import resize_and_crop, resize_to_cover
 from pqdiff.data.images.reading import to_tensor
 from pqdiff.metrics import DatasetPSNR, ImagePSNR, ImageSSIM
 from pqdiff.metrics.protocol import evaluate_reconstruction
-from training import train_pqgan
 from training.fit_tokenizers import photos, training_photos
 
 # name: quantizer_type, latent_channels, quantizer_config
@@ -115,9 +114,9 @@ def train(args, name: str, seed: int, crops: Path) -> dict:
     done = folder / "result.json"
     if done.exists():
         return json.loads(done.read_text())
-    options = {
-        "init": "random",
-        "model": {
+    model = trained_autoencoder(
+        folder,
+        model={
             "transform_type": size.pop("transform_type"),
             "transform_config": size.pop("transform_config"),
             "quantizer_type": kind,
@@ -125,33 +124,15 @@ def train(args, name: str, seed: int, crops: Path) -> dict:
             "latent_channels": channels,
             "sample_size": size["resolution"],
         },
-        **size,
-        "steps": args.steps or size["steps"],
-        "dataset": str(crops),
-        "random_flip": True,
-        "seed": seed,
-        "l1_weight": 0.0,
-        "l2_weight": 10.0,
-        "perceptual_weight": 0.0,
-        "adversarial_weight": 0.0,
-        "adam_betas": [0.9, 0.99],
-        "lr_schedule": "cosine",
-        "lr_warmup_steps": 50,
-        "ema_decay": 0.99,
-        "validation_steps": 0,
-        "checkpointing_steps": 500,
-        "log_steps": 100,
-        "fit_images": 500,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "options.yaml").write_text(json.dumps(options))  # JSON is YAML
-    resume = ["--resume"] if (folder / "run").exists() else []
-    start = time.perf_counter()
-    train_pqgan.main(["--config", str(folder / "options.yaml"), "--output_dir", str(folder / "run"), *resume])
-    seconds = time.perf_counter() - start
-    model = AutoencoderPQ.from_pretrained(folder / "run" / "autoencoder").eval()
+        **{**size, "steps": args.steps or size["steps"]},
+        dataset=str(crops),
+        random_flip=True,
+        seed=seed,
+        log_steps=100,
+        fit_images=500,
+    )
     metrics = evaluate_reconstruction(model, photos(args.photos, held_out=True), RESOLUTION)["metrics"]
-    result = {"metrics": metrics, "seconds": None if resume else round(seconds, 1), **cost(model)}
+    result = {"metrics": metrics, **cost(model)}
     done.write_text(json.dumps(result, indent=1) + "\n")
     return result
 

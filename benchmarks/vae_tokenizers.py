@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import describe_machine
+from benchmarks.training_runs import trained_autoencoder
 from pqdiff import AutoencoderPQ
 from pqdiff.data.images.reading import normalize, to_pixels, to_tensor
 from pqdiff.data.scenes.scenes import SceneDataset
@@ -23,7 +24,6 @@ from pqdiff.fitting.gaussian_vae import convert_gaussian_vae, fit_on_latents, me
 from pqdiff.metrics import DatasetPSNR
 from pqdiff.metrics.protocol import evaluate_reconstruction
 from pqdiff.models.loading import load_autoencoder
-from training import train_pqgan
 
 SIDE, FITTED, MEASURED, SEED = 64, 500, 200, 977
 # bits per position: settings
@@ -56,39 +56,23 @@ def build(way: str, config: dict, vae, images, args) -> AutoencoderPQ:
 
 def train(config: dict, vae, args) -> AutoencoderPQ:
     """The same networks from random weights, with a product quantizer, for --steps steps of squared error."""
-    folder = args.work / "-".join(map(str, config.values()))
-    options = {
-        "init": "random",
-        "model": {
+    return trained_autoencoder(
+        args.work / "-".join(map(str, config.values())),
+        model={
             "transform_type": "gaussian_vae",
             "transform_config": {"vae_config": {key: v for key, v in vae.config.items() if not key.startswith("_")}},
             "quantizer_config": config,
             "latent_channels": vae.config.latent_channels,
             "sample_size": SIDE,
         },
-        "dataset": "scenes",
-        "num_scenes": 40_000,
-        "resolution": SIDE,
-        "steps": args.steps,
-        "batch_size": 16,
-        "learning_rate": 1e-3,
-        "lr_schedule": "cosine",
-        "lr_warmup_steps": 50,
-        "adam_betas": [0.9, 0.99],
-        "ema_decay": 0.99,
-        "l1_weight": 0.0,
-        "l2_weight": 10.0,
-        "perceptual_weight": 0.0,
-        "adversarial_weight": 0.0,
-        "restart_dead_codewords": 200,
-        "validation_steps": 0,
-        "checkpointing_steps": 200,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "options.yaml").write_text(json.dumps(options))  # JSON is YAML
-    resume = ["--resume"] if (folder / "run").exists() else []
-    train_pqgan.main(["--config", str(folder / "options.yaml"), "--output_dir", str(folder / "run"), *resume])
-    return AutoencoderPQ.from_pretrained(folder / "run" / "autoencoder").eval()
+        dataset="scenes",
+        num_scenes=40_000,
+        resolution=SIDE,
+        steps=args.steps,
+        batch_size=16,
+        learning_rate=1e-3,
+        restart_dead_codewords=200,
+    )
 
 
 @torch.no_grad()
