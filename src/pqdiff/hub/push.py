@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -21,6 +20,7 @@ from pqdiff.hub.local_paths import public_name, without_local_paths
 from pqdiff.hub.pipeline_cards import known_license, render_bare_card, render_pipeline_card
 from pqdiff.json_text import read_json
 from pqdiff.models.loading import load_tokenizer
+from pqdiff.yaml_text import dump_yaml, read_yaml
 
 # Failures of the connection. huggingface_hub uses requests, httpx or httpx2, depending on its version, and its own error
 # derives from the error of that library.
@@ -103,7 +103,7 @@ def push_folder(
 def _public_content(path: Path) -> str | bytes:
     """Path of a file; if it is a configuration with paths of this machine, what it holds without them."""
     if path.name == "variant.yaml":
-        content, write = _read_variant(path), functools.partial(yaml.safe_dump, sort_keys=False)
+        content, write = _read_variant(path), dump_yaml
         public = {
             **without_local_paths(content),
             **{key: public_name(content[key]) for key in ("base", "autoencoder") if key in content},
@@ -183,10 +183,7 @@ def _make_card(folder: Path, repo_id: str) -> str:
 def _read_variant(path: Path) -> dict:
     if not path.is_file():
         return {}
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read ({one_line(error)})") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold the keys of a variant, holds {content!r}")
     return content
