@@ -24,7 +24,7 @@ demo: $(VENV)/.ready  ## photos and prompts through every shipped model: make de
 	@echo "Look at the panels and at prompts.png in $(CURDIR)/demo"
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow

@@ -10,7 +10,7 @@ from pqdiff.clean_text import clean, one_line
     [
         ("a red cat, 図 é [bold]", "a red cat, 図 é [bold]"),
         ("a\x1b[2J\x07\x9b\r\n", r"a\x1b[2J\x07\x9b\r\n"),
-        ("a\u202eb\udcff\u2028", r"a\u202eb\udcff\u2028"),
+        ("a\u202eb\udcff\u2028", r"a\u202eb\xff\u2028"),
     ],
 )
 def test_what_is_not_printable_is_escaped(text, cleaned):

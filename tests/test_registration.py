@@ -34,7 +34,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    "order", ["diffusers' loader first", *(pytest.param(order, marks=pytest.mark.slow) for order in list(ORDERS)[:2])]
+)
 def test_a_stock_pipeline_loads_our_autoencoder_from_a_folder(order, folder):
     run(ORDERS[order] + LOAD, folder)
 

@@ -238,7 +238,7 @@ def test_without_a_gradient_norm_nothing_is_clipped(models, tmp_path):
     assert any(not torch.equal(result[name], start[name]) for name in start if not is_projection(name))
 
 
-@pytest.mark.parametrize("fault", ["a broken photo", "no room for a checkpoint"])
+@pytest.mark.parametrize("fault", ["a broken photo", pytest.param("no room for a checkpoint", marks=pytest.mark.slow)])
 def test_a_run_with_loader_workers_that_fails_ends_with_one_line(models, tmp_path, fault):
     photos = tmp_path / "photos"
     photos.mkdir()

@@ -124,7 +124,7 @@ def test_a_pair_with_a_loss_that_is_no_number_stops_together(models, tmp_path):
     assert not torch.equal(batches[0]["pixels"], batches[1]["pixels"])
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [SIGNALS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in SIGNALS[1:])])
 def test_a_signal_to_the_whole_group_saves_although_it_reaches_the_loaders_workers_too(models, tmp_path, number):
     output = tmp_path / "a"
     stages = [{"resolution": 32, "steps": 3000, "learning_rate": 1e-3, "trainable": "all"}]

@@ -82,7 +82,13 @@ def test_a_resumed_run_ends_in_the_same_state(whole, tmp_path, step):
     assert_same_run(output, whole)
 
 
-@pytest.mark.parametrize(("moment", "complete"), zip(MOMENTS, COMPLETE, strict=True))
+@pytest.mark.parametrize(
+    ("moment", "complete"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (case[0] in ("before its start", "after its start")))
+        for case in zip(MOMENTS, COMPLETE, strict=True)
+    ],
+)
 def test_a_run_killed_around_the_start_of_the_discriminator_ends_in_the_same_state(whole, tmp_path, moment, complete):
     output, log = tmp_path / "run", tmp_path / "log"
     process = start("train_pqgan", pqgan_flags(output, **OPTIONS), log, moment=MOMENTS[moment])
@@ -163,10 +169,13 @@ def test_both_processes_end_with_equal_weights_also_after_restarts_and_share_val
     shared = [json.loads(line) for line in (tmp_path / "run/validation/metrics.jsonl").read_text().splitlines()][-1]
     scenes = SceneDataset(3, SIDE, seed=1)
     model = AutoencoderPQ.from_pretrained(tmp_path / "run" / "autoencoder")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the ranks have it: the last bits decide how a pixel is rounded
     alone = evaluate_reconstruction(model, [scenes[i]["image"] for i in range(3)], SIDE)["metrics"]
+    torch.set_num_threads(threads)
     assert shared["step"] == STEPS
-    assert shared["psnr_dataset"] == pytest.approx(alone["psnr_dataset"], rel=1e-4)  # other numbers of threads
-    assert shared["ssim"] == pytest.approx(alone["ssim"], rel=1e-3)
+    assert shared["psnr_dataset"] == pytest.approx(alone["psnr_dataset"])
+    assert shared["ssim"] == pytest.approx(alone["ssim"])
     assert shared["codebook_utilization"] == pytest.approx(alone["codebook_utilization"])
 
 
