@@ -83,6 +83,7 @@ def _train_and_keep(argv: list[str], rank: int, port: int, folder: Path) -> None
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+    place["OMP_NUM_THREADS"] = 1  # else accelerate takes all threads of the machine again
     os.environ.update({name: str(value) for name, value in place.items()})
     torch.set_num_threads(1)
     save_file(train_pqgan.main(argv).state_dict(), folder / f"rank-{rank}.safetensors")
