@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pqdiff import AutoencoderPQ
-from tests.cli.support import assert_done, assert_refused, images_for_fit
+from tests.cli.support import assert_done, assert_refused, images_for_fit, save
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,15 @@ def test_what_cannot_be_converted_is_refused(images, tmp_path, pqdiff):
     assert_refused(pqdiff("convert-vae", source, images, *options), "no Gaussian posterior", tmp_path / "out")
     command = ["convert-vae", "tiny-base", images, *options, "--codebook-dim", 3]
     assert_refused(pqdiff(*command), "must divide the 8 latent channels", tmp_path / "out")
+    command = ["convert-vae", "tiny-base", images, *options, "--resolution", 60]
+    assert_refused(pqdiff(*command), "must be divisible by F = 8", tmp_path / "out")
+
+
+def test_fit_on_latents_takes_images_of_any_shape(tmp_path, pqdiff):
+    for number in range(2):
+        save(tmp_path / "images" / f"{number}.png", number, 61, 83)
+    command = ["fit", tmp_path / "images", "-o", tmp_path / "model", "-p", "f8-d8-s4-k16", "--resolution", 60]
+    assert_done(pqdiff(*command, "--on-latents", "tiny-base"))
 
 
 def test_fit_on_latents_quantizes_the_latents_of_an_autoencoder(images, tmp_path, pqdiff):

@@ -48,7 +48,7 @@ def convert_vae(
     from pqdiff.data.files import atomic_folder, check_new_folder
     from pqdiff.data.images.crops import resize_and_crop
     from pqdiff.data.images.reading import to_tensor
-    from pqdiff.fitting.gaussian_vae import convert_gaussian_vae, measure_posteriors
+    from pqdiff.fitting.gaussian_vae import check_gaussian, convert_gaussian_vae, measure_posteriors
     from pqdiff.hub.cards import render_tokenizer_card
     from pqdiff.models.fingerprint import fingerprint
     from pqdiff.models.loading import load_autoencoder
@@ -56,18 +56,22 @@ def convert_vae(
     check_new_folder(output)
     silence_libraries(quiet=json)
     model = load_autoencoder(vae)
+    check_gaussian(model)
+    factor, channels = 2 ** (len(model.config.block_out_channels) - 1), model.config.latent_channels
+    if resolution % factor:
+        raise ValueError(f"--resolution ({resolution}) must be divisible by F = {factor} of the autoencoder")
+    if channels % codebook_dim:
+        raise ValueError(f"--codebook-dim ({codebook_dim}) must divide the {channels} latent channels")
     some = itertools.islice(iterate_images(source, split), num_images)
     images = [to_tensor(resize_and_crop(image, resolution)) for image in some]
     posteriors = measure_posteriors(model, images)
-    if len(posteriors.bits) % codebook_dim:
-        raise ValueError(f"--codebook-dim ({codebook_dim}) must divide the {len(posteriors.bits)} latent channels")
     groups = posteriors.bits_of_groups(codebook_dim)
     if method == "gaussian":
         size = codebook_size or 2 ** min(16, math.ceil(float(groups.max())))
         config = {"codebook_size": size, "codebook_dim": codebook_dim}
     else:
         config = {"num_bins": codebook_size or 64}
-    tokenizer = convert_gaussian_vae(model, images, method, config, force=force)
+    tokenizer = convert_gaussian_vae(model, images, method, config, force, posteriors)
     with atomic_folder(output) as temporary:
         tokenizer.save_pretrained(temporary)
         render_tokenizer_card(

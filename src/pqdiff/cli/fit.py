@@ -82,7 +82,7 @@ def fit(
             on_step = lambda stage, step, steps, name=name, show=show: show(f"{name}: {stage}", step, steps)  # noqa: E731
             shape = {"hidden_channels": hidden_channels, "class_bases": class_bases}
             if on_latents:
-                model = fit_preset_on_latents(on_latents, list(images), name, seed)
+                model = fit_preset_on_latents(on_latents, images, name, seed)
             else:
                 model = fit_closed_form(
                     images, name, **shape, scaling_exponent=scaling_exponent, seed=seed, on_step=on_step

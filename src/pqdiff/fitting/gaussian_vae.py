@@ -6,7 +6,7 @@ group diverges from the prior (Xu et al. 2025, arXiv 2512.06609, theorem 1). So 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +104,7 @@ def convert_gaussian_vae(
     quantizer_type: str = "gaussian",
     quantizer_config: dict | None = None,
     force: bool = False,
+    posteriors: Posteriors | None = None,
 ) -> AutoencoderPQ:
     """A discrete tokenizer with the networks of a Gaussian autoencoder, without training.
 
@@ -114,6 +115,7 @@ def convert_gaussian_vae(
             weights that must be learned, such as `finite_scalar`.
         quantizer_config: its arguments.
         force: convert although the codebook has too few bits for the posteriors.
+        posteriors: what `measure_posteriors` gave for these images; None to measure them here.
 
     Returns:
         The tokenizer in eval mode, on the CPU. `encode` and `decode` take standardized latents, not those of the
@@ -123,7 +125,7 @@ def convert_gaussian_vae(
         ValueError: if the autoencoder cannot be converted, or `gaussian` does not fit its posteriors; the message names
             settings that do.
     """
-    posteriors = measure_posteriors(vae, images)
+    posteriors = posteriors or measure_posteriors(vae, images)
     config = dict(quantizer_config or {})
     if quantizer_type == "gaussian" and not force and {"codebook_size", "codebook_dim"} <= set(config):
         check_rate(posteriors, config["codebook_size"], config["codebook_dim"])
@@ -175,8 +177,10 @@ def fit_on_latents(
     return model
 
 
-def fit_preset_on_latents(source: str, images: Sequence[torch.Tensor], preset: str, seed: int = 0) -> AutoencoderPQ:
+def fit_preset_on_latents(source: str, images: Iterable[torch.Tensor], preset: str, seed: int = 0) -> AutoencoderPQ:
     """`fit_on_latents` for the autoencoder at `source`, as `load_autoencoder` takes it, with S and K of a preset.
+
+    Images may have any size of at least F: what is beyond a multiple of F is cut off.
 
     Raises:
         ValueError: if the preset has another F or d than the autoencoder.
@@ -188,7 +192,8 @@ def fit_preset_on_latents(source: str, images: Sequence[torch.Tensor], preset: s
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if (preset_factor(preset), config["latent_channels"]) != (factor, channels):
         raise ValueError(f"preset ({preset}) must begin with f{factor}-d{channels}, as the autoencoder has it")
-    return fit_on_latents(vae, images, shape["num_subspaces"], shape["codebook_size"], seed)
+    whole = [image[:, : image.shape[1] // factor * factor, : image.shape[2] // factor * factor] for image in images]
+    return fit_on_latents(vae, whole, shape["num_subspaces"], shape["codebook_size"], seed)
 
 
 def _build(vae, quantizer_type: str, quantizer_config: dict) -> AutoencoderPQ:
