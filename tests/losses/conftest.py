@@ -1,4 +1,4 @@
-"""VGG16 with random weights, built as torchvision lays it out, and files of it."""
+"""VGG16 and AlexNet with random weights, built as torchvision lays them out, and files of them."""
 
 import hashlib
 
@@ -46,3 +46,32 @@ def vgg_file(vgg, tmp_path_factory):
 @pytest.fixture(scope="session")
 def vgg_digest(vgg_file):
     return sha256(vgg_file)
+
+
+def random_alexnet() -> nn.Sequential:
+    """The 13 layers of torchvision's `alexnet().features`."""
+    convs = [
+        nn.Conv2d(3, 64, kernel_size=11, stride=4, padding=2),
+        nn.Conv2d(64, 192, kernel_size=5, padding=2),
+        nn.Conv2d(192, 384, kernel_size=3, padding=1),
+        nn.Conv2d(384, 256, kernel_size=3, padding=1),
+        nn.Conv2d(256, 256, kernel_size=3, padding=1),
+    ]
+    relu, pool = nn.ReLU(inplace=True), nn.MaxPool2d(kernel_size=3, stride=2)
+    return nn.Sequential(
+        *(convs[0], relu, pool), *(convs[1], relu, pool), *(convs[2], relu, convs[3], relu, convs[4], relu, pool)
+    )
+
+
+@pytest.fixture(scope="session")
+def alex():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return random_alexnet().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def alex_file(alex, tmp_path_factory):
+    path = tmp_path_factory.mktemp("alex") / "alexnet.pth"
+    torch.save({f"features.{name}": tensor for name, tensor in alex.state_dict().items()}, path)
+    return path

@@ -6,6 +6,7 @@ from torch import nn
 from torchmetrics.functional.image import lpips as theirs
 
 from pqdiff.losses import PerceptualLoss
+from tests.losses.conftest import sha256
 
 
 @pytest.fixture(scope="module")
@@ -13,12 +14,16 @@ def loss(vgg_file, vgg_digest):
     return PerceptualLoss(vgg_file, sha256=vgg_digest)
 
 
-@pytest.fixture(scope="module")
-def reference(vgg):
+def their_network(name, trunk):
     """torchmetrics' network, given the trunk that it would take from torchvision."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(theirs, "_get_tv_model_features", lambda net, pretrained=False: {"vgg16": vgg}[net])
-        return theirs._LPIPS(net="vgg", pnet_rand=True)
+        patch.setattr(theirs, "_get_tv_model_features", lambda net, pretrained=False: trunk)
+        return theirs._LPIPS(net=name, pnet_rand=True)
+
+
+@pytest.fixture(scope="module")
+def reference(vgg):
+    return their_network("vgg", vgg)
 
 
 def pair(height=48, width=40, batch=2):
@@ -33,6 +38,20 @@ def test_distance_equals_that_of_torchmetrics(loss, reference, shape):
     expected = reference(a, b).flatten()
     assert expected.min() > 1e-2  # nothing that rounding could hide behind
     torch.testing.assert_close(loss(a, b), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 1), (65, 40, 2)])
+def test_distance_on_alexnet_equals_that_of_torchmetrics(alex, alex_file, shape):
+    loss = PerceptualLoss(alex_file, network="alex", sha256=sha256(alex_file))
+    a, b = pair(*shape)
+    expected = their_network("alex", alex)(a, b).flatten()
+    assert expected.min() > 1e-3
+    torch.testing.assert_close(loss(a, b), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_an_unknown_network_is_refused():
+    with pytest.raises(ValueError, match=r"network \('alexnet'\) is unknown: did you mean 'alex'\?"):
+        PerceptualLoss(network="alexnet")
 
 
 def test_gradient_equals_that_of_torchmetrics(loss, reference):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pqdiff.losses import PatchDiscriminator
-from pqdiff.losses.vgg import VGG16Features
+from pqdiff.losses.backbones import VGG16Features
 from pqdiff.training.tokenizer_loss import LossOptions, build_loss
 from tests.training.pqgan import DISC_START, STEPS, VALIDATION, part, strip, train, validations, whole_state
 from tests.training.support import steps_of

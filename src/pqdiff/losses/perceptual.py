@@ -1,8 +1,8 @@
-"""LPIPS with VGG16: how different two images look to people (Zhang et al., arXiv 1801.03924), without torchvision.
+"""LPIPS: how different two images look to people (Zhang et al., arXiv 1801.03924), without torchvision.
 
 LPIPS takes squared differences of unit-normalized features, weights them per channel, averages them over positions and
-sums them over five stages. The channel weights come from torchmetrics. This is the network that training uses; tables in
-papers usually show LPIPS with AlexNet.
+sums them over five stages. The channel weights come from torchmetrics. Training uses VGG16; tables in papers usually show
+LPIPS with AlexNet.
 """
 
 from pathlib import Path
@@ -11,9 +11,11 @@ import torch
 import torchmetrics
 from torch import nn
 
-from pqdiff.losses.vgg import CHANNELS, FILENAME, REPO_ID, REVISION, find_vgg16, load_vgg16
+from pqdiff.losses.backbones import BACKBONES
+from pqdiff.network_weights import WeightsFile
+from pqdiff.suggestions import did_you_mean
 
-_HEADS = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / "vgg.pth"
+_HEADS = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models"
 _EPS = 1e-8  # inside the root, because a norm has an infinite gradient where all features are zero
 _MIN_SIZE = 32
 
@@ -24,36 +26,37 @@ class PerceptualLoss(nn.Module):
     The network is frozen, always in eval mode, and computes in fp32, also under autocast.
 
     Args:
-        weights: file with VGG16's weights. Default: the file that the environment variable PQDIFF_VGG16 names, else the
-            file on the Hub.
-        sha256: beginning of the file's SHA-256, if the file is not one of `pqdiff.losses.vgg.KNOWN_FILES`.
-        repo_id: Hub repository to download from.
-        filename: file in the repository.
-        revision: commit or branch of the repository.
+        weights: file with the network's weights. Default: the file that the environment variable PQDIFF_VGG16 or
+            PQDIFF_ALEXNET names, else for VGG16 the file on the Hub.
+        network: "vgg" or "alex".
+        sha256: beginning of the file's SHA-256, if it is another than the published ones.
+        source: where the weights are looked for. Default: that of the network's class.
 
     Attributes:
         digest: SHA-256 of the file of weights.
 
     Raises:
         FileNotFoundError: if there are no weights; the message says which file to put where.
-        ValueError: if the file has another SHA-256 or does not hold VGG16's weights.
+        ValueError: if the file has another SHA-256 or does not hold the weights, or there is no such network.
     """
 
     def __init__(
         self,
         weights: str | Path | None = None,
         *,
+        network: str = "vgg",
         sha256: str | None = None,
-        repo_id: str = REPO_ID,
-        filename: str = FILENAME,
-        revision: str | None = REVISION,
+        source: WeightsFile | None = None,
     ):
         super().__init__()
-        self.trunk, self.digest = load_vgg16(find_vgg16(weights, repo_id, filename, revision), sha256)
+        if network not in BACKBONES:
+            raise ValueError(f"network ({network!r}) is unknown: {did_you_mean(network, BACKBONES)}")
+        self.trunk = BACKBONES[network]()
+        self.digest = (source or self.trunk.weights).load_into(self.trunk, weights, sha256)
         # Mean and standard deviation of ImageNet, for images in [-1, 1].
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
-        for stage, head in enumerate(_read_heads()):
+        for stage, head in enumerate(_read_heads(network, self.trunk.channels)):
             self.register_buffer(f"head_{stage}", head)
         self.eval()
 
@@ -73,7 +76,7 @@ class PerceptualLoss(nn.Module):
             )
         if min(images.shape[2:]) < _MIN_SIZE:
             raise ValueError(
-                f"images ({images.shape[2]} x {images.shape[3]}) must have sides of at least {_MIN_SIZE} px for VGG16: "
+                f"images ({images.shape[2]} x {images.shape[3]}) must have sides of at least {_MIN_SIZE} px for LPIPS: "
                 "use larger crops or a perceptual weight of 0"
             )
         with torch.autocast(images.device.type, enabled=False):
@@ -90,19 +93,19 @@ def _unit(features: torch.Tensor) -> torch.Tensor:
     return features * (features.square().sum(1, keepdim=True) + _EPS).rsqrt()
 
 
-def _read_heads() -> list[torch.Tensor]:
+def _read_heads(network: str, channels: tuple[int, ...]) -> list[torch.Tensor]:
     """Channel weights `(C,)` of the five stages, from the installed torchmetrics."""
     try:
-        tensors = torch.load(_HEADS, map_location="cpu", weights_only=True)
-        heads = [tensors[f"lin{stage}.model.1.weight"].flatten() for stage in range(len(CHANNELS))]
+        tensors = torch.load(_HEADS / f"{network}.pth", map_location="cpu", weights_only=True)
+        heads = [tensors[f"lin{stage}.model.1.weight"].flatten() for stage in range(len(channels))]
     except (OSError, KeyError) as error:
         raise ValueError(
             f"torchmetrics ({torchmetrics.__version__}) does not hold the channel weights of LPIPS where pqdiff looks "
             "for them: install version 1.9"
         ) from error
-    if tuple(map(len, heads)) != CHANNELS:
+    if tuple(map(len, heads)) != channels:
         found = tuple(map(len, heads))
         raise ValueError(
-            f"the channel weights of LPIPS in torchmetrics are for {found} channels, must be for {CHANNELS}"
+            f"the channel weights of LPIPS in torchmetrics are for {found} channels, must be for {channels}"
         )
     return heads
