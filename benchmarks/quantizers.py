@@ -33,17 +33,18 @@ from pqdiff import AutoencoderPQ
 from pqdiff.data.images.crops import resize_and_crop, resize_to_cover
 from pqdiff.data.images.reading import to_tensor
 from pqdiff.metrics import DatasetPSNR, ImagePSNR, ImageSSIM
-from pqdiff.metrics.protocol import evaluate_reconstruction
+from pqdiff.metrics.evaluation import evaluate_reconstruction
 from training.fit_tokenizers import photos, training_photos
 
-# name: quantizer_type, latent_channels, quantizer_config
+# name: quantizer_type, latent_channels, quantizer_config, and the weight of the quantizer's loss where its paper has
+# another than 1
 METHODS = {
     "PQ (S = d/2)": ("product", 16, {"num_subspaces": 8, "codebook_size": 16}),
     "scalar (S = d)": ("product", 16, {"num_subspaces": 16, "codebook_size": 4}),
     "VQ": ("vector", 16, {"codebook_size": 4096}),
     "VQ-FC": ("vector", 4, {"codebook_size": 4096}),
     "VQ-EMA": ("vector", 16, {"codebook_size": 4096, "ema_decay": 0.99, "init": "normal"}),
-    "VQ-LC (random features)": ("frozen_codebook", 8, {"codebook_size": 16384, "feature_dim": 768}),
+    "VQ-LC (random features)": ("frozen_codebook", 8, {"codebook_size": 16384, "feature_dim": 768}, 0.1),
     "RQ": ("residual", 16, {"depth": 4, "codebook_size": 256}),
     "MCQ": ("multichannel", 16, {"num_subspaces": 4, "codebook_size": 256}),
     "FSQ": ("finite_scalar", 16, {"levels": 4, "num_subspaces": 4}),
@@ -108,7 +109,7 @@ def write_crops(args, side: int) -> Path:
 
 def train(args, name: str, seed: int, crops: Path) -> dict:
     """Train one method from one seed and measure it, unless that is done."""
-    kind, channels, config = METHODS[name]
+    kind, channels, config, *weight = METHODS[name]
     size = dict(SIZES[args.size])
     folder = args.work / args.size / f"{list(METHODS).index(name):02d}-{seed}"
     done = folder / "result.json"
@@ -130,6 +131,7 @@ def train(args, name: str, seed: int, crops: Path) -> dict:
         seed=seed,
         log_steps=100,
         fit_images=500,
+        quantizer_weight=weight[0] if weight else 1.0,
     )
     metrics = evaluate_reconstruction(model, photos(args.photos, held_out=True), RESOLUTION)["metrics"]
     result = {"metrics": metrics, **cost(model)}

@@ -77,14 +77,23 @@ def test_only_the_projector_learns():
 
 
 def test_random_start():
-    """Features N(0, 1), the same whatever the seed; a projection of standard deviation d^-0.5."""
+    """Features N(0, 1), the same whatever the seed; codewords of mean 0 and variance 1."""
     model = build_quantizer("frozen_codebook", 16, {"codebook_size": 5000, "feature_dim": 64})
     torch.manual_seed(5)
     other = build_quantizer("frozen_codebook", 16, {"codebook_size": 5000, "feature_dim": 64})
     assert torch.equal(model.features, other.features)
     assert model.features.dtype == torch.float16
     assert model.features.float().std().item() == pytest.approx(1, abs=0.01)
-    assert model.projector.weight.std().item() == pytest.approx(0.25, abs=0.03)
+    assert model.codewords().std().item() == pytest.approx(1, abs=0.1)
+    assert not torch.equal(model.projector.weight, other.projector.weight)
+
+
+def test_codewords_begin_where_z_is_whatever_the_scale_of_the_features():
+    model, channels = quantizer(), torch.logspace(-2, 2, 12)
+    model.load_features(5 * channels + torch.randn(50, 12) * channels)
+    codewords = model.codewords()[0]
+    torch.testing.assert_close(codewords.mean(dim=0), torch.zeros(6), atol=1e-2, rtol=0)
+    assert 0.2 < codewords.std() < 3
 
 
 @pytest.mark.parametrize("features_dtype", ["float16", "float32"])

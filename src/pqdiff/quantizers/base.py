@@ -155,6 +155,14 @@ class Quantizer(Fp32Module, ABC):
     def set_frequencies(self, counts: list[torch.Tensor]) -> None:
         """Take in how often each value of each token occurs, G tensors `(K,)`: the prior of soft snapping."""
 
+    def load_features(self, features: torch.Tensor) -> None:
+        """Take in a table of image features in place of codewords `(codebook_size, feature_dim)`.
+
+        Raises:
+            ValueError: if there is no place for one.
+        """
+        raise ValueError(f"{type(self).__name__} has no table of features: use quantizer_type frozen_codebook")
+
     def after_step(self, step: int) -> None:
         """Called after optimizer step number `step` (from 0), for annealing. State belongs in buffers."""
 

@@ -15,6 +15,7 @@ from pqdiff.data.files import updated_folder
 from pqdiff.data.images.crops import resize_and_crop, resize_to_cover
 from pqdiff.data.images.reading import to_tensor
 from pqdiff.fitting.closed_form import fit_closed_form
+from pqdiff.fitting.feature_codebook import read_features
 from pqdiff.hub.local_paths import public_name
 from pqdiff.models.autoencoder_pq import AutoencoderPQ
 from pqdiff.models.presets import PRESETS, preset_config
@@ -32,6 +33,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--preset", help=f"{', '.join(PRESETS)}, or any other name of the same form")
     model.add_argument("--init", default="random", help="random, closed_form, or an autoencoder: name, folder, Hub id")
     model.add_argument("--model", type=structured, default={}, help="constructor arguments of AutoencoderPQ")
+    model.add_argument("--codebook_features", help="for --init random: file by training/build_lc_codebook.py")
     model.add_argument(
         "--fit_images", type=positive, default=1000, help="images for the closed form and the statistics of latents"
     )
@@ -45,12 +47,14 @@ class ModelOptions(Options):
         init: `random`, `closed_form`, or an autoencoder by name, folder or Hub id.
         preset: name of a preset, for `random` and `closed_form`.
         model: constructor arguments of `AutoencoderPQ`, which win over those of the preset or the given autoencoder.
+        codebook_features: file with the table of a frozen codebook, for `random`.
         fit_images: number of images for the closed form and for the statistics of the latents.
     """
 
     init: str = "random"
     preset: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
+    codebook_features: str | None = None
     fit_images: int = 1000
 
     def describe(self) -> str:
@@ -93,7 +97,12 @@ def build_autoencoder(
     torch.manual_seed(seed)
     if options.init == "random":
         config = preset_config(options.preset) if options.preset else {}
-        return construct(AutoencoderPQ, "--model", _merged(config, options.model))
+        model = construct(AutoencoderPQ, "--model", _merged(config, options.model))
+        if options.codebook_features:
+            _load_features(model, options.codebook_features)
+        return model
+    if options.codebook_features:
+        raise ValueError("--codebook_features is for --init random: other autoencoders have their codewords already")
     if options.init == "closed_form":
         if not options.preset:
             raise ValueError("--init closed_form needs --preset, for example f8-d128-s64-k512")
@@ -110,6 +119,13 @@ def build_autoencoder(
             raise ValueError(f"--preset ({options.preset}) cannot be used: --init {options.init} is a complete model")
         source = load_tokenizer(options.init)
     return extended(source, options.model)
+
+
+def _load_features(model: AutoencoderPQ, path: str) -> None:
+    try:
+        model.quantizer.load_features(read_features(path)[0])
+    except ValueError as error:
+        raise ValueError(f"--codebook_features {path}: {error}") from None
 
 
 def extended(source: AutoencoderPQ, changes: dict) -> AutoencoderPQ:
