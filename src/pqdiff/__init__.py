@@ -13,6 +13,7 @@ from pqdiff.registration import register_with_diffusers
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
+    from pqdiff.fitting.gaussian_vae import convert_gaussian_vae
     from pqdiff.models.autoencoder_pq import AutoencoderPQ
     from pqdiff.pipelines import (
         PQStableDiffusionImg2ImgPipeline,
@@ -30,6 +31,7 @@ __all__ = [
     "PQStableDiffusionInpaintPipeline",
     "PQStableDiffusionPipeline",
     "bundled",
+    "convert_gaussian_vae",
 ]
 # The module of each name that is imported when it is used. diffusers needs to find ModelMixin here (`registration.py`).
 _MODULES = {
@@ -38,6 +40,7 @@ _MODULES = {
     "PQStableDiffusionImg2ImgPipeline": "pqdiff.pipelines",
     "PQStableDiffusionInpaintPipeline": "pqdiff.pipelines",
     "PQStableDiffusionPipeline": "pqdiff.pipelines",
+    "convert_gaussian_vae": "pqdiff.fitting.gaussian_vae",
 }
 
 register_with_diffusers()

@@ -1,6 +1,7 @@
 """The Gaussian quantizer: groups, codebook, what training and evaluation give. Search and loss have their own tests."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from pqdiff.models.autoencoder_pq import AutoencoderPQ
-from pqdiff.quantizers import GaussianQuantizer, build_quantizer
+from pqdiff.quantizers import GaussianQuantizer, build_quantizer, gaussian
 from pqdiff.quantizers.gaussian import sobol_codebook
 
 CONFIG = {"codebook_size": 64, "codebook_dim": 2}
@@ -35,6 +36,19 @@ def test_channels_are_two_per_latent_in_and_one_out():
     assert (model.in_channels, model.code_channels, model.latent_channels) == (12, 6, 6)
     assert model.codebook_sizes == (64, 64, 64)
     assert model.bits_per_position == 18
+
+
+def test_a_torch_that_draws_another_sequence_is_told_of(monkeypatch):
+    """The digest is that of the sequence itself: this version passes, and any change is seen."""
+    gaussian._warn_if_torch_draws_otherwise.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sobol_codebook(4, 1)
+    gaussian._warn_if_torch_draws_otherwise.cache_clear()
+    monkeypatch.setattr(gaussian, "_SEED", 43)
+    with pytest.warns(UserWarning, match="another Sobol sequence"):
+        sobol_codebook(4, 1)
+    gaussian._warn_if_torch_draws_otherwise.cache_clear()
 
 
 @pytest.mark.parametrize(("size", "dim"), [(65536, 16), (4096, 1), (65536, 4)])

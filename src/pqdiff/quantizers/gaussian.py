@@ -7,7 +7,10 @@ bits that a token has (`target_divergence.py`). Unlike the reference implementat
 model, because what torch.quasirandom draws may change, and the search runs in bounded memory.
 """
 
+import functools
+import hashlib
 import math
+import warnings
 
 import torch
 from torch.quasirandom import SobolEngine
@@ -21,6 +24,8 @@ from pqdiff.quantizers.target_divergence import TargetDivergence
 
 _LOG_VARIANCE_RANGE = (-30.0, 20.0)
 _SEED = 42
+# Of the first 1,024 points in 16 dimensions, as integers, drawn by torch 2.13.
+_SEQUENCE_SHA256 = "52f02b0cc87bc7cd35c1783e7287ea0c83120c4e06e9fbba244da916e3e15144"
 
 
 @register_quantizer("gaussian")
@@ -163,12 +168,26 @@ class GaussianQuantizer(Quantizer):
 def sobol_codebook(codebook_size: int, codebook_dim: int) -> torch.Tensor:
     """Quasi-random normal vectors `(K, m)`, fp32: the inverse normal distribution function of a scrambled Sobol sequence.
 
-    The same numbers as in the reference implementation as long as torch draws the same sequence: `SobolEngine` has its own
-    generator, and rounds to fp32 before the distribution function.
+    The same numbers as in the reference implementation, which rounds to fp32 before the distribution function, as long as
+    torch draws the same sequence. A version that does not gets a warning: codebooks of saved models are not concerned.
     """
-    with torch.device("cpu"):
-        uniform = (
-            SobolEngine(codebook_dim, scramble=True, seed=_SEED).draw(codebook_size, dtype=torch.float32).double()
-        )
+    _warn_if_torch_draws_otherwise()
+    uniform = _sobol(codebook_size, codebook_dim).double()
     uniform.clamp_(2.0**-31, 1 - 2.0**-25)  # a number that fp32 rounds to 0 or 1 would be infinite
     return torch.empty(codebook_size, codebook_dim, dtype=torch.float32).copy_(torch.special.ndtri(uniform))
+
+
+def _sobol(count: int, dim: int) -> torch.Tensor:
+    with torch.device("cpu"):  # SobolEngine has its own generator
+        return SobolEngine(dim, scramble=True, seed=_SEED).draw(count, dtype=torch.float32)
+
+
+@functools.cache
+def _warn_if_torch_draws_otherwise() -> None:
+    points = (_sobol(1024, 16).double() * 2**30).round().long().numpy()
+    if hashlib.sha256(points.tobytes()).hexdigest() != _SEQUENCE_SHA256:
+        warnings.warn(
+            f"torch {torch.__version__} draws another Sobol sequence than the published codebooks of Gaussian Quant: new "
+            "codebooks are as good, but tokens of published models need their own, as files",
+            stacklevel=3,
+        )
