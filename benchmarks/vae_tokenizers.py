@@ -22,7 +22,7 @@ from pqdiff.data.images.reading import normalize, to_pixels, to_tensor
 from pqdiff.data.scenes.scenes import SceneDataset
 from pqdiff.fitting.gaussian_vae import convert_gaussian_vae, fit_on_latents, measure_posteriors
 from pqdiff.metrics import DatasetPSNR
-from pqdiff.metrics.protocol import evaluate_reconstruction
+from pqdiff.metrics.evaluation import evaluate_reconstruction
 from pqdiff.models.loading import load_autoencoder
 
 SIDE, FITTED, MEASURED, SEED = 64, 500, 200, 977

@@ -23,7 +23,7 @@ ALLOWED = {
     "adaptation": {"models"},
     "pipelines": {"models", "adaptation", "checkpoints"},
     "losses": {"models"},
-    "metrics": {"models", "data"},
+    "metrics": {"quantizers", "models", "losses", "data"},
     "fitting": {"quantizers", "transforms", "models", "data"},
     "hub": {"models", "pipelines", "adaptation", "metrics", "checkpoints"},
     "training": {
@@ -31,7 +31,7 @@ ALLOWED = {
         *("checkpoints", "hub"),  # a trainer finds models, and publishes its result with a card
     },
     "cli": {"quantizers", "models", "data", "metrics", "fitting", "hub", "checkpoints", "pipelines"},
-    "": {"models", "checkpoints", "pipelines"},
+    "": {"models", "checkpoints", "pipelines", "fitting"},
 }
 ALLOWED_OUTSIDE = {"quantizers": {"torch", "triton"}, "checkpoints": set()}
 ROOMS = sorted({path.relative_to(PACKAGE).parts[0] for path in PACKAGE.glob("*/**/*.py")} | {""})

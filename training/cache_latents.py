@@ -32,7 +32,7 @@ from pqdiff.devices import choose_device
 from pqdiff.hub.local_paths import public_name
 from pqdiff.json_text import read_json
 from pqdiff.models.fingerprint import fingerprint
-from pqdiff.models.loading import load_autoencoder
+from pqdiff.models.loading import downsample_factor, load_autoencoder
 from pqdiff.training.samples import latents_of
 from pqdiff.training.text import encode_captions, text_fingerprint
 
@@ -176,7 +176,7 @@ def open_images(args):
 
 def target_sizes(args, autoencoder) -> list[tuple[int, int]]:
     """Sizes (height, width) in pixels that images are cut to."""
-    factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    factor = downsample_factor(autoencoder)
     for name, value in (("resolution", args.resolution), ("buckets", args.buckets)):
         if value is not None and (value < factor or value % factor):
             raise ValueError(f"--{name} ({value}) must be a multiple of {factor} for {args.autoencoder}")

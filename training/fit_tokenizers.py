@@ -33,7 +33,7 @@ from pqdiff.data.images.reading import to_tensor
 from pqdiff.fitting.closed_form import fit_closed_form
 from pqdiff.hub.closed_form_card import write_closed_form_card
 from pqdiff.hub.local_paths import forget_local_paths
-from pqdiff.metrics.protocol import evaluate_reconstruction
+from pqdiff.metrics.evaluation import evaluate_reconstruction
 from pqdiff.models import PRESETS, AutoencoderPQ
 from pqdiff.models.fingerprint import fingerprint
 

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from pqdiff.adaptation.stages import Stage
 from pqdiff.checkpoints import BUNDLED_PIPELINES, bundled
 from pqdiff.data.scenes.tokenizer import build_scene_tokenizer
-from pqdiff.models.loading import load_autoencoder
+from pqdiff.models.loading import downsample_factor, load_autoencoder
 from pqdiff.pipelines.checks import check_fit
 from pqdiff.training.arguments import TrainerParser, check_keys, construct, structured
 from pqdiff.training.diffusion import DiffusionObjective, ObjectiveOptions, add_objective_arguments
@@ -108,7 +108,7 @@ def build_pipeline(args, session: Session) -> StableDiffusionPipeline:
         UNet2DConditionModel,
         "--model unet",
         args.model.get("unet", {}),
-        sample_size=args.resolution // 2 ** (len(vae.config.block_out_channels) - 1),
+        sample_size=args.resolution // downsample_factor(vae),
         in_channels=vae.config.latent_channels,
         out_channels=vae.config.latent_channels,
     )
@@ -144,7 +144,7 @@ def load_pipeline(args) -> StableDiffusionPipeline:
     if args.autoencoder:
         pipeline.vae = frozen_autoencoder(args.autoencoder)
         check_fit(pipeline.vae, pipeline.text_encoder, pipeline.unet, pipeline.scheduler)
-    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    factor = downsample_factor(pipeline.vae)
     pipeline.unet.register_to_config(sample_size=args.resolution // factor)  # it generates at the size of its training
     pipeline.vae.eval().requires_grad_(False)
     return pipeline

@@ -53,3 +53,20 @@ def test_a_resolution_below_the_window_of_ssim_is_refused_for_that_reason(tmp_pa
     arguments = ["-m", f8, "-o", tmp_path / "out" / "m.json", "--resolution"]
     assert "resolution (8) must be at least 16: SSIM" in pqdiff("evaluate", tmp_path / "images", *arguments, 8).err
     assert "(100) must be divisible by F = 8" in pqdiff("evaluate", tmp_path / "images", *arguments, 100).err
+
+
+def test_evaluate_takes_codecs_and_names_broken_images(tmp_path, pqdiff, f8):
+    for seed in range(2):
+        save(tmp_path / "images" / f"{seed}.png", seed, 40, 50)
+    (tmp_path / "images" / "broken.png").write_bytes(b"no image")
+    arguments = ["evaluate", tmp_path / "images", "-m", "jpeg:75", "-m", f8, "-m", "webp@3bpp", "--resolution", 32]
+    result = pqdiff(*arguments, "-o", tmp_path / "metrics.json")
+    assert result.code == 0
+    assert "broken.png" in result.err
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert [model["num_images"] for model in report.values()] == [2, 2, 2]
+    assert [len(model["broken"]) for model in report.values()] == [1, 1, 1]
+    assert report["webp@3bpp"]["metrics"]["bits_per_pixel"] <= 3.2
+    assert report["jpeg:75"]["protocol"]["kind"] == "codec"
+    strict = pqdiff(*arguments, "--strict", "-o", tmp_path / "strict.json")
+    assert_refused(strict, "broken.png", tmp_path / "strict.json")

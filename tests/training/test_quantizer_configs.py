@@ -11,7 +11,7 @@ from pqdiff.data.cache.image_codes import ImageCodes, load_codes, save_codes
 from pqdiff.data.cache.reader import LatentCache
 from pqdiff.data.images.reading import normalize, to_tensor
 from pqdiff.data.scenes.scenes import SceneDataset
-from pqdiff.metrics.protocol import evaluate_reconstruction
+from pqdiff.metrics.evaluation import evaluate_reconstruction
 from pqdiff.models.fingerprint import fingerprint
 from pqdiff.quantizers import QUANTIZERS
 from training import cache_latents, train_pqgan

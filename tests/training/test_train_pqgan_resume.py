@@ -15,7 +15,7 @@ import torch
 
 from pqdiff import AutoencoderPQ
 from pqdiff.data.scenes.scenes import SceneDataset
-from pqdiff.metrics.protocol import evaluate_reconstruction
+from pqdiff.metrics.evaluation import evaluate_reconstruction
 from tests.tiny import SIDE
 from tests.training.pqgan import DISC_START, STEPS, part, pqgan_flags, train, train_and_keep_pair, whole_state
 from tests.training.support import (

@@ -11,7 +11,7 @@ import typer
 from safetensors import SafetensorError
 
 from pqdiff.clean_text import one_line
-from pqdiff.cli import convert_vae, decode, encode, evaluate, fit, generate, info, push, reconstruct
+from pqdiff.cli import compare, convert_vae, decode, encode, evaluate, fit, generate, info, push, reconstruct
 
 _INTERRUPTED = 130  # the exit code that typer gives to Ctrl-C
 
@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 for _command in (
     *(generate.generate, reconstruct.reconstruct, encode.encode, decode.decode),
-    *(info.info, evaluate.evaluate, fit.fit, convert_vae.convert_vae, push.push),
+    *(info.info, evaluate.evaluate, compare.compare, fit.fit, convert_vae.convert_vae, push.push),
 ):
     app.command()(_command)
 

@@ -51,13 +51,13 @@ def convert_vae(
     from pqdiff.fitting.gaussian_vae import check_gaussian, convert_gaussian_vae, measure_posteriors
     from pqdiff.hub.cards import render_tokenizer_card
     from pqdiff.models.fingerprint import fingerprint
-    from pqdiff.models.loading import load_autoencoder
+    from pqdiff.models.loading import downsample_factor, load_autoencoder
 
     check_new_folder(output)
     silence_libraries(quiet=json)
     model = load_autoencoder(vae)
     check_gaussian(model)
-    factor, channels = 2 ** (len(model.config.block_out_channels) - 1), model.config.latent_channels
+    factor, channels = downsample_factor(model), model.config.latent_channels
     if resolution % factor:
         raise ValueError(f"--resolution ({resolution}) must be divisible by F = {factor} of the autoencoder")
     if channels % codebook_dim:

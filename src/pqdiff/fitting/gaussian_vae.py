@@ -16,7 +16,7 @@ from pqdiff.fitting.closed_form import balanced_groups
 from pqdiff.fitting.kmeans import fit_codebooks
 from pqdiff.fitting.latents import measure_latents
 from pqdiff.models.autoencoder_pq import AutoencoderPQ
-from pqdiff.models.loading import load_autoencoder
+from pqdiff.models.loading import downsample_factor, load_autoencoder
 from pqdiff.models.presets import preset_config, preset_factor
 from pqdiff.transforms.gaussian_vae import VAE_CLASSES
 
@@ -189,7 +189,7 @@ def fit_preset_on_latents(source: str, images: Iterable[torch.Tensor], preset: s
     check_gaussian(vae)
     config = preset_config(preset)
     shape, channels = config["quantizer_config"], vae.config.latent_channels
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = downsample_factor(vae)
     if (preset_factor(preset), config["latent_channels"]) != (factor, channels):
         raise ValueError(f"preset ({preset}) must begin with f{factor}-d{channels}, as the autoencoder has it")
     whole = [image[:, : image.shape[1] // factor * factor, : image.shape[2] // factor * factor] for image in images]

@@ -32,6 +32,24 @@ def load_autoencoder(source: str | PathLike, **kwargs) -> ModelMixin:
     return _load("autoencoder", source, (*BUNDLED, *BUNDLED_PIPELINES), kwargs)
 
 
+def load_reconstructor(source: str | PathLike, **kwargs) -> ModelMixin:
+    """As `load_autoencoder`, but also an autoencoder without a distribution of latents (AutoencoderTiny, AutoencoderDC).
+
+    Raises:
+        ValueError: in one line that names the source and the fault.
+    """
+    return _load("autoencoder", source, (*BUNDLED, *BUNDLED_PIPELINES), kwargs, posterior=False)
+
+
+def downsample_factor(autoencoder: ModelMixin) -> int:
+    """Pixels per latent position along each side, of any autoencoder that this module loads."""
+    for name in ("downsample_factor", "spatial_compression_ratio"):  # ours, and what some of diffusers have
+        if isinstance(factor := getattr(autoencoder, name, None), int):
+            return factor
+    config = autoencoder.config
+    return 2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1)
+
+
 def load_tokenizer(source: str | PathLike, **kwargs) -> AutoencoderPQ:
     """An `AutoencoderPQ` in eval mode: as `load_autoencoder`, which refuses other autoencoders here.
 
@@ -42,14 +60,14 @@ def load_tokenizer(source: str | PathLike, **kwargs) -> AutoencoderPQ:
 
 
 def _load(
-    argument: str, source: str | PathLike, shipped: tuple[str, ...], kwargs: dict, kind=ModelMixin
+    argument: str, source: str | PathLike, shipped: tuple[str, ...], kwargs: dict, kind=ModelMixin, posterior=True
 ) -> ModelMixin:
     """The autoencoder at `source`, which must be a `kind`. Errors call the source `argument`."""
     place = Path(_place(argument, str(source), shipped))
     if (place / "model_index.json").is_file():
         place = place / "vae"
     try:
-        model_class = _class_of(str(place))
+        model_class = _class_of(str(place), posterior)
         if not issubclass(model_class, kind):
             raise ValueError(f"it holds a {model_class.__name__}, not an {kind.__name__}")
         model, report = model_class.from_pretrained(str(place), output_loading_info=True, **kwargs)
@@ -72,8 +90,8 @@ def _place(argument: str, source: str, shipped: tuple[str, ...]) -> str:
     return source
 
 
-def _class_of(place: str) -> type[ModelMixin]:
-    """Class of the autoencoder that a configuration names.
+def _class_of(place: str, posterior: bool) -> type[ModelMixin]:
+    """Class of the autoencoder that a configuration names; with `posterior` only one that has a distribution of latents.
 
     Raises:
         OSError: if there is no configuration.
@@ -89,6 +107,8 @@ def _class_of(place: str) -> type[ModelMixin]:
     model_class = getattr(diffusers, name, None)
     if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin) and hasattr(model_class, "decode")):
         raise ValueError(f"it holds a {name}, not an AutoencoderPQ or another autoencoder")
+    if name in _WITHOUT_POSTERIOR and not posterior:
+        return model_class
     if name in _WITHOUT_POSTERIOR or not {"block_out_channels", "latent_channels"} <= set(config):
         raise ValueError(
             f"a {name} has no distribution of latents to encode to: choose an AutoencoderKL or AutoencoderPQ"

@@ -11,7 +11,7 @@ from torch import nn
 
 from pqdiff.adaptation.variants import Variant, load_variant
 from pqdiff.adaptation.widen import widen_unet
-from pqdiff.models.loading import load_autoencoder
+from pqdiff.models.loading import downsample_factor, load_autoencoder
 
 # Stable Diffusion 2 was taken down from where it was published; these repositories hold the same files. The first generates
 # 768 pixels and predicts v, the second 512 pixels and predicts the noise.
@@ -87,7 +87,7 @@ def _autoencoder(
 
 
 def _check_variant(variant: Variant, vae: ModelMixin) -> None:
-    found = 2 ** (len(vae.config.block_out_channels) - 1), vae.config.latent_channels
+    found = downsample_factor(vae), vae.config.latent_channels
     expected = variant.downsample_factor, variant.latent_channels
     if found != expected:
         raise ValueError(

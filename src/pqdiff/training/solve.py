@@ -10,6 +10,7 @@ import torch
 
 from pqdiff.adaptation.regression import ConvInRegression, ConvOutRegression
 from pqdiff.data.captions.captioned import StreamedImages
+from pqdiff.models.loading import downsample_factor
 from pqdiff.training.diffusion import DiffusionObjective
 from pqdiff.training.randomness import generator_for
 from pqdiff.training.samples import Preparation, latents_of
@@ -33,7 +34,7 @@ def solve_conv_in(
         count: number of images.
         batch_size: number of images per batch.
     """
-    factors = [2 ** (len(a.config.block_out_channels) - 1) for a in (old_autoencoder, new_autoencoder)]
+    factors = [downsample_factor(a) for a in (old_autoencoder, new_autoencoder)]
     sizes = [resolution // factors[1] * factors[0], resolution]
     regression = ConvInRegression(new_autoencoder.config.latent_channels, old_autoencoder.config.latent_channels)
     streamed = isinstance(images, StreamedImages)

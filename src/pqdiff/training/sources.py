@@ -7,6 +7,7 @@ from pqdiff.data.cache.reader import LatentCache
 from pqdiff.data.cache.shards import holds_cache
 from pqdiff.data.captions.captioned import SCENES, CaptionedImages, StreamedImages, open_captioned
 from pqdiff.models.fingerprint import fingerprint
+from pqdiff.models.loading import downsample_factor
 from pqdiff.training.options import Options
 from pqdiff.training.samples import CachedSamples, ImageSamples, Preparation, StreamedSamples
 from pqdiff.training.text import text_fingerprint
@@ -88,7 +89,7 @@ def open_samples(
             "--random_flip: captions of scenes speak of left and right, so mirrored scenes would be wrong"
         )
     images = open_captioned_images(options, resolution)
-    multiple = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    multiple = downsample_factor(autoencoder)
     if options.buckets and unet is not None:
         of_all_levels = multiple * 2 ** (len(unet.config.block_out_channels) - 1)
         multiple = multiple if resolution % of_all_levels else of_all_levels
