@@ -31,7 +31,7 @@ from benchmarks.timing import interleaved_times, summary
 from benchmarks.training_runs import trained_autoencoder
 from pqdiff import AutoencoderPQ
 from pqdiff.data.images.crops import resize_and_crop, resize_to_cover
-from pqdiff.data.images.reading import to_tensor
+from pqdiff.data.images.reading import normalize, to_pixels, to_tensor
 from pqdiff.metrics import DatasetPSNR, ImagePSNR, ImageSSIM
 from pqdiff.metrics.evaluation import evaluate_reconstruction
 from training.fit_tokenizers import photos, training_photos
@@ -40,6 +40,11 @@ from training.fit_tokenizers import photos, training_photos
 # another than 1
 METHODS = {
     "PQ (S = d/2)": ("product", 16, {"num_subspaces": 8, "codebook_size": 16}),
+    "PQ with classes": (
+        "classified_product",
+        16,
+        {"num_subspaces": 8, "codebook_size": 16, "components": 32, "bases": 4},
+    ),
     "scalar (S = d)": ("product", 16, {"num_subspaces": 16, "codebook_size": 4}),
     "VQ": ("vector", 16, {"codebook_size": 4096}),
     "VQ-FC": ("vector", 4, {"codebook_size": 4096}),
@@ -86,6 +91,7 @@ SIZES = {
 }
 CODECS = {"JPEG": (5, 10, 20, 40, 60, 75, 90), "WebP": (1, 5, 20, 50, 80, 95), "AVIF": (5, 15, 30, 50, 70, 90)}
 RESOLUTION = 256
+CONTINUOUS = "GQ + TDC"  # a Gaussian autoencoder while it trains
 CROPS = 8  # of every training photo
 
 
@@ -107,11 +113,15 @@ def write_crops(args, side: int) -> Path:
     return folder
 
 
+def run_folder(args, name: str, seed: int) -> Path:
+    return args.work / args.size / f"{''.join(c if c.isalnum() else '-' for c in name)}-{seed}"
+
+
 def train(args, name: str, seed: int, crops: Path) -> dict:
     """Train one method from one seed and measure it, unless that is done."""
     kind, channels, config, *weight = METHODS[name]
     size = dict(SIZES[args.size])
-    folder = args.work / args.size / f"{list(METHODS).index(name):02d}-{seed}"
+    folder = run_folder(args, name, seed)
     done = folder / "result.json"
     if done.exists():
         return json.loads(done.read_text())
@@ -146,6 +156,23 @@ def cost(model: AutoencoderPQ) -> dict:
     times = summary(interleaved_times({"search": lambda: model.quantizer.encode(z)}, 5))
     stored = sum(tensor.numel() for tensor in model.quantizer.state_dict().values())
     return {"search_images_per_second": round(1e3 / times["search"]["median"], 1), "quantizer_numbers": stored}
+
+
+@torch.no_grad()
+def continuous(args, images: list[Image.Image]) -> dict:
+    """What the Gaussian autoencoder of `GQ + TDC` gives without tokens, decoded from its means: mean over the seeds."""
+    runs = []
+    for seed in range(args.seeds):
+        folder = run_folder(args, CONTINUOUS, seed) / "run" / "autoencoder"
+        model = AutoencoderPQ.from_pretrained(folder).eval()
+        metrics = {"psnr_dataset": DatasetPSNR(), "ssim": ImageSSIM()}
+        for image in images:
+            pixels = to_tensor(image)[None]
+            means = model.transform.analysis(normalize(pixels))[:, : model.config.latent_channels]
+            for metric in metrics.values():
+                metric.update(to_pixels(model.transform.synthesis(means)), pixels)
+        runs.append({name: float(metric.compute()) for name, metric in metrics.items()})
+    return {name: round(statistics.mean(run[name] for run in runs), 4) for name in runs[0]}
 
 
 def codec_curves(images: list[Image.Image]) -> dict[str, list[dict]]:
@@ -201,7 +228,7 @@ def plot(document: dict, path: Path) -> None:
                 rate,
                 quality["mean"],
                 quality["std"],
-                marker="os^v<>DPXph*d"[number],
+                marker="os^v<>DPXph*dH"[number],
                 color=f"C{number % 10}",
                 label=name,
                 linestyle="none",
@@ -215,6 +242,8 @@ def plot(document: dict, path: Path) -> None:
                 linestyle={"JPEG": ":", "WebP": "--", "AVIF": "-"}[codec],
                 label=codec,
             )
+        if document.get("continuous"):
+            axis.axhline(document["continuous"][key], color="gray", linewidth=0.8, label=f"no tokens ({CONTINUOUS})")
         axis.set(xlabel="bits per pixel", ylabel=label)
         axis.grid(alpha=0.3)
     axis.legend(fontsize=7)
@@ -256,6 +285,7 @@ def main(arguments: list[str] | None = None) -> None:
         },
         "methods": methods,
         "codecs": codec_curves(held_out),
+        "continuous": continuous(args, held_out) if CONTINUOUS in methods else None,
     }
     if args.steps:
         document["task"]["steps"] = args.steps
