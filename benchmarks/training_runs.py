@@ -22,9 +22,15 @@ _RECIPE = {
 
 
 def trained_autoencoder(folder: Path, **options) -> AutoencoderPQ:
-    """An autoencoder that learned squared error by `train_pqgan.py` with these options. An interrupted run goes on."""
+    """An autoencoder that learned squared error by `train_pqgan.py` with these options.
+
+    An interrupted run goes on, and one that has ended is not repeated.
+    """
+    result = folder / "run" / "autoencoder"
+    if result.is_dir():
+        return AutoencoderPQ.from_pretrained(result).eval()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "options.yaml").write_text(json.dumps({**_RECIPE, **options}))  # JSON is YAML
     resume = ["--resume"] if (folder / "run").exists() else []
     train_pqgan.main(["--config", str(folder / "options.yaml"), "--output_dir", str(folder / "run"), *resume])
-    return AutoencoderPQ.from_pretrained(folder / "run" / "autoencoder").eval()
+    return AutoencoderPQ.from_pretrained(result).eval()
