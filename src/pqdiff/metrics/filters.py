@@ -14,7 +14,7 @@ def gaussian(size: int, sigma: float) -> list[float]:
 def blur(planes: torch.Tensor, weights: list[float]) -> torch.Tensor:
     """Planes `(N, H, W)` through a separable window of k weights, where it lies inside: `(N, H - k + 1, W - k + 1)`.
 
-    Sums of shifted planes are 3 times as fast as a convolution of one channel, and 10 times in float64.
+    Sums of shifted planes are faster than convolutions of one channel, above all in float64.
     """
     count, height, width = planes.shape
     rows, columns = (side - len(weights) + 1 for side in (height, width))

@@ -1,0 +1,159 @@
+"""SSIMULACRA2, version 2.1 (Jon Sneyers, Cloudinary 2023): errors of structure and edges, in color, at six scales.
+
+The constants are those of https://github.com/cloudinary/ssimulacra2. The steps are those of the PyPI package `ssimulacra2`
+0.3.0: its window has 11 weights and meets zeros left and right of the image, and the mirrored image above and below it,
+where the original has a recursive filter and zeros all around. Errors are computed as differences, not as one minus a
+similarity, so that float32 is enough.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from pqdiff.metrics.filters import blur, gaussian
+from pqdiff.metrics.image_mean import ImageMean, per_image
+
+_SCALES = 6
+_WINDOW = gaussian(11, 1.5)
+_MARGIN = 5
+_STRIP = 2**14  # pixels that are compared at once, so that all there is about them stays in the processor's cache
+_LEAST_SIDE = 8
+_C2 = 0.0009
+_BIAS = 0.0037930732552754493
+_CONES = (  # linear RGB -> responses of the cones of the eye
+    (0.3, 0.622, 0.078),
+    (0.23, 0.692, 0.078),
+    (0.24342268924547819, 0.20476744424496821, 0.5518098665095536),
+)
+# Cube roots l, m, s of the responses, each without that of the bias -> 14 X, Y, B - Y: X = (l - m) / 2, Y = (l + m) / 2.
+_XYB = ((7.0, -7.0, 0.0), (0.5, 0.5, 0.0), (-0.5, -0.5, 1.0))
+_OFFSETS = (0.42, 0.01, 0.55)
+# A row per channel X, Y, B and scale: mean of the error, of artifacts, of lost detail, then the 4-norms of the three.
+_WEIGHTS = """
+0 0.000737660670741 0 0 0.000779348168287 0
+0 0.000437115573011 0 1.10417264267 0.000662848341293 0.000152316327837
+0 0.00164064374566 0 1.84224555205 11.4411726038 0
+0.000798910943602 0.000176816438079 0 1.87875949795 10.9490699061 0
+0.000728934699151 0.967793708063 0 0.000140034242854 0.998176697785 0.000319497559344
+0.000455099211379 0 0 0.00136487661632 0 0
+0 0 0 7.46689032808 0 17.4458339841
+0.000623560163404 0 0 6.68367814618 0.000377244079796 1.02788993777
+225.205153008 0 0 19.2132381861 0.00114015245866 0.00123775563551
+176.393175985 0 0 24.4330099987 0.285208026121 0.000448543692383
+0 0 0 34.7790634448 44.8356253289 0
+0 0 0 0 0 0
+0 0.000868055657329 0 0 0 0
+0 0.000531319187436 0 0.000165338141614 0 0
+0 0 0 0.000417917180325 0.00172908282347 0
+0.00208270058466 0 0 8.826982765 23.19243344 0
+95.1080498811 0.98639780344 0.983438279247 0.00122864050483 171.26672559 0.980785887244
+0 0 0 0.000513006458899 0 0.000108540578584
+"""
+
+
+def ssimulacra2(preds: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """SSIMULACRA2 of each image: 100 for equal ones, 90 visually lossless, 70 high, 50 medium, 30 low quality, or below 0.
+
+    Images with a side below 225 have fewer than six scales. Their numbers are those that the reference gives, whose weights
+    then belong to other scales; they cannot be compared with those of larger images.
+
+    Args:
+        preds: reconstructions `(B, 3, H, W)` in sRGB, uint8 or floating point in [0, 1], with sides of at least 8.
+        target: their images.
+
+    Returns:
+        `(B,)` float64.
+
+    Raises:
+        ValueError: if the images do not fit together or are too small.
+    """
+    return per_image(_ssimulacra2, preds, target, "SSIMULACRA2", _LEAST_SIDE)
+
+
+class SSIMULACRA2(ImageMean):
+    """Mean of the SSIMULACRA2 of each image, at most 100. Higher is better. See `ssimulacra2`."""
+
+    least_side = _LEAST_SIDE
+    values = staticmethod(ssimulacra2)
+
+
+def _ssimulacra2(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    sides = [min(x.shape[1:])]
+    while len(sides) < _SCALES and sides[-1] > 2 * (_LEAST_SIDE - 1):
+        sides.append((sides[-1] + 1) // 2)
+    weights = torch.tensor([float(weight) for weight in _WEIGHTS.split()][: 18 * len(sides)], dtype=torch.float64)
+    weights = weights.view(3, len(sides), 2, 3)  # channel, scale, norm, kind of error
+    images = _linear(x), _linear(y)  # always two calls: in one, equal images may differ in the last digit
+    error = torch.zeros((), dtype=torch.float64, device=x.device)
+    for scale in range(len(sides)):
+        if scale:
+            images = [_halve(image) for image in images]
+        error += _norms(*map(_positive_xyb, images), weights[:, scale]).sum()
+    error = error * 0.9562382616834844
+    error = 2.326765642916932 * error - 0.020884521182843837 * error**2 + 6.248496625763138e-05 * error**3
+    return 100 - 10 * error.clamp(min=0) ** 0.6276336467831387
+
+
+def _linear(srgb: torch.Tensor) -> torch.Tensor:
+    """Linear RGB of sRGB: a line up to 0.04045, and from there a power, which logarithms give in half the time."""
+    power = srgb.clamp(min=0.04045).add_(0.055).log_().mul_(2.4).add_(-2.4 * math.log(1.055)).exp_()
+    return power.add_(srgb.clamp(max=0.04045).sub_(0.04045), alpha=1 / 12.92)
+
+
+def _halve(image: torch.Tensor) -> torch.Tensor:
+    """Means of blocks of 2 x 2 pixels, or of what there is of them at an odd edge."""
+    image = F.pad(image, (0, image.shape[2] % 2, 0, image.shape[1] % 2), mode="replicate")
+    rows = image[:, ::2] + image[:, 1::2]
+    return (rows[..., ::2] + rows[..., 1::2]) / 4
+
+
+def _positive_xyb(linear: torch.Tensor) -> torch.Tensor:
+    """An image (3, H, W) in linear RGB as X, Y and B - Y of the range that errors are computed in."""
+    cones, xyb, bias = linear.new_tensor(_CONES), linear.new_tensor(_XYB), linear.new_tensor(_BIAS)
+    offsets = linear.new_tensor(_OFFSETS)[:, None] - xyb.sum(1, keepdim=True) * _BIAS ** (1 / 3)
+    roots = torch.addmm(bias, cones, linear.flatten(1)).log_().div_(3).exp_()
+    return torch.addmm(offsets, xyb, roots).view_as(linear)
+
+
+def _norms(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Norms of the errors between a reconstruction and its image (3, H, W), times their weights: (3, 2, 3) float64."""
+    _, height, width = x.shape
+    wide = _with_margins(x), _with_margins(y)
+    step = max(1, _STRIP // width)
+    strips = [slice(top, top + step + 2 * _MARGIN) for top in range(0, height, step)]
+    weighty = weights[:, :, 0].any(1).nonzero()[:, 0].tolist()
+    channels = slice(weighty[0], weighty[-1] + 1)
+    means = sum(_sums(*(image[:, strip] for image in wide), channels).double() for strip in strips) / (height * width)
+    means[:, 1] = means[:, 1] ** 0.25
+    return means * weights.to(x.device)
+
+
+def _sums(x: torch.Tensor, y: torch.Tensor, channels: slice) -> torch.Tensor:
+    """Sums (3, 2, 3) of the errors, and of their 4th powers, inside the margins of a reconstruction and its image.
+
+    The error of structure is computed only in the channels where it has a weight.
+    """
+    own_x, own_y = x[channels], y[channels]
+    planes = torch.cat([x, y, own_x.square().add_(own_y.square()), (own_x - own_y).square_()])
+    mean_x, mean_y, squares, difference = blur(planes, _WINDOW).split([3, 3, len(own_x), len(own_x)])
+    bias = (mean_x[channels] - mean_y[channels]).square_()
+    # 1 - (1 - bias) (2 covariance + C2) / (both variances + C2), with 2 covariance = both variances - that of x - y
+    variances = squares.sub_(mean_x[channels].square()).sub_(mean_y[channels].square()).add_(_C2)
+    error = difference.sub_(bias).div_(variances).mul_(1 - bias).add_(bias)
+    inside = slice(_MARGIN, -_MARGIN)
+    edge_x = mean_x.sub_(x[:, inside, inside]).abs_()
+    edge_y = mean_y.sub_(y[:, inside, inside]).abs_()
+    change = edge_x.sub_(edge_y).div_(edge_y.add_(1))  # above 0: artifacts; below 0: lost detail
+    sums = x.new_zeros(3, 2, 3)
+    for kind, (where, values) in enumerate(((channels, error), (slice(3), change), (slice(3), -change))):
+        values = values.clamp_(min=0) if kind != 1 else values.clamp(min=0)
+        sums[where, 0, kind] = values.sum((1, 2))
+        sums[where, 1, kind] = values.square_().square_().sum((1, 2))
+    return sums
+
+
+def _with_margins(image: torch.Tensor) -> torch.Tensor:
+    """An image (3, H, W) with what the window sees outside of it: zeros at the sides, the image mirrored up and down."""
+    image = torch.cat([image[:, :_MARGIN].flip(1), image, image[:, -_MARGIN:].flip(1)], dim=1)
+    return F.pad(image, (_MARGIN, _MARGIN))
