@@ -91,7 +91,7 @@ def _compare(result, pixels) -> dict[str, float | None]:
 
     psnr, ssim = DatasetPSNR(), ImageSSIM()
     psnr.update(result[None], pixels[None])
-    large_enough = min(pixels.shape[1:]) >= ssim.window
+    large_enough = min(pixels.shape[1:]) >= ssim.least_side
     if large_enough:
         ssim.update(result[None], pixels[None])
     return {"psnr": as_number(psnr.compute()), "ssim": as_number(ssim.compute()) if large_enough else None}

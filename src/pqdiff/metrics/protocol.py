@@ -10,10 +10,24 @@ from torchmetrics import MetricCollection
 
 from pqdiff.data.images.crops import resize_and_crop
 from pqdiff.data.images.reading import normalize, to_pixels, to_tensor
-from pqdiff.metrics import DatasetPSNR, ImageDistance, ImagePSNR, ImageSSIM, TokenCounts
+from pqdiff.metrics import (
+    MDSI,
+    MSSSIM,
+    SSIMULACRA2,
+    VIF,
+    DatasetPSNR,
+    HaarPSI,
+    ImageDistance,
+    ImagePSNR,
+    ImageSSIM,
+    TokenCounts,
+)
 from pqdiff.metrics.reconstruction import as_number
 from pqdiff.models.checks import check_finite
 from pqdiff.models.fingerprint import fingerprint
+
+# What people see, without a network. An image that is too small for one of them leaves that number out.
+_PERCEPTION = {"ms_ssim": MSSSIM, "haarpsi": HaarPSI, "mdsi": MDSI, "ssimulacra2": SSIMULACRA2, "vif": VIF}
 
 
 class ReconstructionMetrics(MetricCollection):
@@ -23,12 +37,15 @@ class ReconstructionMetrics(MetricCollection):
         codebook_sizes: those of the quantizer.
         perceptual: perceptual distance, such as `PerceptualLoss`: distances `(B,)` of two batches of images in [-1, 1].
             None leaves `lpips_vgg` out.
+        perception: also `ms_ssim`, `haarpsi`, `mdsi`, `ssimulacra2` and `vif`, which take longer than the rest.
     """
 
-    def __init__(self, codebook_sizes: tuple[int, ...], perceptual: Callable | None = None):
+    def __init__(self, codebook_sizes: tuple[int, ...], perceptual: Callable | None = None, perception: bool = False):
         metrics = {"psnr_dataset": DatasetPSNR(), "psnr_image_mean": ImagePSNR(), "ssim": ImageSSIM()}
         if perceptual is not None:
             metrics["lpips_vgg"] = ImageDistance(perceptual)
+        if perception:
+            metrics |= {name: metric(strict=False) for name, metric in _PERCEPTION.items()}
         # No compute groups: metrics with states of the same names would be taken for equal ones.
         super().__init__({**metrics, "tokens": TokenCounts(codebook_sizes)}, compute_groups=False)
 
@@ -50,7 +67,8 @@ class ReconstructionMetrics(MetricCollection):
         """Numbers over all batches and processes by name; None stands for infinity and NaN.
 
         `psnr_dataset` (one MSE over all pixels, dB), `psnr_image_mean` (dB), `ssim`, `lpips_vgg` if there is a network for
-        it, `bits_per_pixel`, `entropy_bits_per_pixel`, and `codebook_` with the names in `CodebookUsage`.
+        it, those of perception if they were wanted (None if an image was too small), `bits_per_pixel`,
+        `entropy_bits_per_pixel`, and `codebook_` with the names in `CodebookUsage`.
         """
         return {name: as_number(value) for name, value in super().compute().items()}
 
@@ -65,7 +83,7 @@ def evaluate_reconstruction(
     """Metrics of an `AutoencoderPQ` on RGB images, one at a time.
 
     The shorter side of an image is resized to `resolution` by Lanczos and the center is cropped. The crop is encoded,
-    decoded and rounded to 8 bits. All metrics are computed on the 8-bit images.
+    decoded and rounded to 8 bits. All metrics are computed on the 8-bit images; `docs/metrics.md` says what they mean.
 
     Args:
         model: autoencoder, which is used on its device and in its dtype.
@@ -79,7 +97,7 @@ def evaluate_reconstruction(
     Raises:
         ValueError: if there are no images, or the model gives values that are not finite.
     """
-    metrics = ReconstructionMetrics(model.quantizer.codebook_sizes)
+    metrics = ReconstructionMetrics(model.quantizer.codebook_sizes, perception=True)
     count = 0
     for count, image in enumerate(images, start=1):
         pixels = to_tensor(resize_and_crop(image, resolution))[None]

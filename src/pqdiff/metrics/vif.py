@@ -1,7 +1,7 @@
 """VIF in the pixel domain (Sheikh and Bovik 2006): the part of the image's information that is in the reconstruction.
 
-The same numbers as `torchmetrics.image.VisualInformationFidelity` on a range of 255, much faster: its windows of up to 17 x 17
-weights are separable. Computed in float64, since variances of flat places are differences of large numbers.
+The numbers are those of `torchmetrics.image.VisualInformationFidelity` on a range of 255. They take less time, since
+windows of up to 17 x 17 weights are separable. Computed in float64: a variance is a difference of large numbers.
 """
 
 import torch
