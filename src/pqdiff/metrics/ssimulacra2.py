@@ -149,8 +149,7 @@ def _sums(x: torch.Tensor, y: torch.Tensor, channels: slice) -> torch.Tensor:
     change = edge_x.sub_(edge_y).div_(edge_y.add_(1))  # above 0: artifacts; below 0: lost detail
     sums = x.new_zeros(3, 2, 3)
     for kind, (where, values) in enumerate(((channels, error), (slice(3), change), (slice(3), -change))):
-        values = values.clamp_(min=0) if kind != 1 else values.clamp(min=0)
-        sums[where, 0, kind] = values.sum((1, 2))
+        sums[where, 0, kind] = values.clamp_(min=0).sum((1, 2))
         sums[where, 1, kind] = values.square_().square_().sum((1, 2))
     return sums
 
