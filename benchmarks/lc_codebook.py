@@ -26,7 +26,7 @@ from pqdiff import AutoencoderPQ
 from pqdiff.data.images.crops import resize_and_crop
 from pqdiff.data.images.reading import load_image, normalize, to_tensor
 from pqdiff.metrics import TokenCounts
-from pqdiff.metrics.protocol import evaluate_reconstruction
+from pqdiff.metrics.evaluation import evaluate_reconstruction
 from training import build_lc_codebook
 from training.fit_tokenizers import photos
 

@@ -89,7 +89,7 @@ def _ssimulacra2(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     for scale in range(len(sides)):
         if scale:
             images = [_halve(image) for image in images]
-        error += _norms(*map(_positive_xyb, images), weights[:, scale]).sum()
+        error += _norms(*images, weights[:, scale]).sum()
     error = error * 0.9562382616834844
     error = 2.326765642916932 * error - 0.020884521182843837 * error**2 + 6.248496625763138e-05 * error**3
     return 100 - 10 * error.clamp(min=0) ** 0.6276336467831387
@@ -117,14 +117,16 @@ def _positive_xyb(linear: torch.Tensor) -> torch.Tensor:
 
 
 def _norms(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Norms of the errors between a reconstruction and its image (3, H, W), times their weights: (3, 2, 3) float64."""
+    """Norms of the errors between a reconstruction and its image (3, H, W), linear RGB, times their weights: (3, 2, 3)."""
     _, height, width = x.shape
-    wide = _with_margins(x), _with_margins(y)
+    wide = [torch.cat([image[:, :_MARGIN].flip(1), image, image[:, -_MARGIN:].flip(1)], dim=1) for image in (x, y)]
     step = max(1, _STRIP // width)
     strips = [slice(top, top + step + 2 * _MARGIN) for top in range(0, height, step)]
     weighty = weights[:, :, 0].any(1).nonzero()[:, 0].tolist()
     channels = slice(weighty[0], weighty[-1] + 1)
-    means = sum(_sums(*(image[:, strip] for image in wide), channels).double() for strip in strips) / (height * width)
+    means = sum(_sums(*(_seen(image[:, strip]) for image in wide), channels).double() for strip in strips) / (
+        height * width
+    )
     means[:, 1] = means[:, 1] ** 0.25
     return means * weights.to(x.device)
 
@@ -147,13 +149,11 @@ def _sums(x: torch.Tensor, y: torch.Tensor, channels: slice) -> torch.Tensor:
     change = edge_x.sub_(edge_y).div_(edge_y.add_(1))  # above 0: artifacts; below 0: lost detail
     sums = x.new_zeros(3, 2, 3)
     for kind, (where, values) in enumerate(((channels, error), (slice(3), change), (slice(3), -change))):
-        values = values.clamp_(min=0) if kind != 1 else values.clamp(min=0)
-        sums[where, 0, kind] = values.sum((1, 2))
+        sums[where, 0, kind] = values.clamp_(min=0).sum((1, 2))
         sums[where, 1, kind] = values.square_().square_().sum((1, 2))
     return sums
 
 
-def _with_margins(image: torch.Tensor) -> torch.Tensor:
-    """An image (3, H, W) with what the window sees outside of it: zeros at the sides, the image mirrored up and down."""
-    image = torch.cat([image[:, :_MARGIN].flip(1), image, image[:, -_MARGIN:].flip(1)], dim=1)
-    return F.pad(image, (_MARGIN, _MARGIN))
+def _seen(linear: torch.Tensor) -> torch.Tensor:
+    """X, Y and B - Y of rows (3, h, W) in linear RGB, between the zeros that the window sees at the sides."""
+    return F.pad(_positive_xyb(linear), (_MARGIN, _MARGIN))
