@@ -109,7 +109,7 @@ def test_another_number_of_processes_goes_on_and_says_so(training, tmp_path, cap
     accelerator, model, optimizer, ema = training
     folder = save_checkpoint(accelerator, tmp_path, 3, ema, 2)
     saved = values(model, optimizer, ema)
-    (folder / "progress.json").write_text(json.dumps({"step": 3, "processes": 2}))
+    (folder / "progress.json").write_text(json.dumps({"step": 3, "processes": 2, "files": {"a": 1}}))
     step(model, optimizer)
     assert load_checkpoint(accelerator, folder, ema) == 3
     assert all(torch.equal(a, b) for a, b in zip(values(model, optimizer, ema), saved, strict=True))
@@ -123,6 +123,17 @@ def test_a_checkpoint_that_lost_a_file_is_named(training, tmp_path, file):
     accelerator, _, _, ema = training
     folder = save_checkpoint(accelerator, tmp_path, 3, ema, 2)
     (folder / file).unlink()
+    with pytest.raises(ValueError, match="checkpoint-00000003: cannot resume from it"):
+        load_checkpoint(accelerator, folder, ema)
+
+
+@pytest.mark.parametrize("change", [{"step": "3"}, {"step": None}, {"processes": 10**400}, {"files": {}}])
+def test_a_damaged_record_of_progress_is_named(training, tmp_path, change):
+    accelerator, _, _, ema = training
+    folder = save_checkpoint(accelerator, tmp_path, 3, ema, 2)
+    progress = json.loads((folder / "progress.json").read_text())
+    (folder / "progress.json").write_text(json.dumps({**progress, **change}))
+    assert find_checkpoint(RunFolder(tmp_path)) == (None, [folder])
     with pytest.raises(ValueError, match="checkpoint-00000003: cannot resume from it"):
         load_checkpoint(accelerator, folder, ema)
 
