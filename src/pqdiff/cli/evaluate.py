@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pqdiff.checkpoints import BUNDLED
-from pqdiff.cli.options import MODEL_HELP, Force, ImageSource, Json, Split
+from pqdiff.cli.options import LARGEST_SIDE, MODEL_HELP, Force, ImageSource, Json, Split
 
 _SMALLEST = 11  # pixels: the window of SSIM
 _COLUMNS = {
@@ -29,7 +29,10 @@ def evaluate(
         "metrics.json"
     ),
     resolution: Annotated[
-        int, typer.Option(help="Side in pixels: the shorter side is resized to it, then the center is cropped.")
+        int,
+        typer.Option(
+            help="Side in pixels: the shorter side is resized to it, then the center is cropped.", max=LARGEST_SIDE
+        ),
     ] = 256,
     every: Annotated[int, typer.Option(help="Use only every n-th image, in the order of the names.", min=1)] = 1,
     split: Split = "train",

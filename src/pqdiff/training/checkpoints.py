@@ -4,17 +4,19 @@ Nothing in them can run code when it is read: weights and counts are safetensors
 states of optimizers and of random numbers as plain data (`weights_only`).
 """
 
+import contextlib
 import json
 import os
 import pickle
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, load
+from accelerate.utils import DistributedType, gather_object, load
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -59,37 +61,36 @@ def save_checkpoint(
         The folder of the checkpoint.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: on all ranks, if one of them cannot write.
     """
     name = f"checkpoint-{step:08d}"
     run.check(f".{name}.partial")
     target, partial = run.claim(name), run.path / f".{name}.partial"
-    if accelerator.is_main_process:
-        _remove_partial(run)  # on a full disk they would take the space of the new one
-        partial.mkdir()
-    accelerator.wait_for_everyone()
-    try:
+    with _together(accelerator, target):
+        if accelerator.is_main_process:
+            _remove_partial(run)  # on a full disk they would take the space of the new one
+            partial.mkdir()
+    with _together(accelerator, target):
         accelerator.save_state(str(partial))
         if accelerator.is_main_process:
             for name, module in modules.items():
                 save_model(module, str(partial / f"{name}.safetensors"))
-    except (RuntimeError, SafetensorError) as error:  # torch and safetensors raise these on a full disk
-        raise OSError(f"{target}: cannot be written ({one_line(error)[:400]})") from None
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        files = [path for path in partial.rglob("*") if path.is_file()]
-        sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
-        progress = {"step": step, "processes": accelerator.num_processes, "files": sizes}
-        (partial / "progress.json").write_text(json.dumps(progress))
-        _flush(partial)
-        if target.exists():
-            run.remove(target)
-        partial.rename(target)
-        checkpoints = sorted(path for _, path in _checkpoints(run))
-        for old in checkpoints[: -max(1, keep)]:
-            old.rename(old.with_name(f".{old.name}.partial"))  # a killed removal must not leave what looks complete
-        _remove_partial(run)
-    accelerator.wait_for_everyone()
+    with _together(accelerator, target):
+        if accelerator.is_main_process:
+            files = [path for path in partial.rglob("*") if path.is_file()]
+            sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
+            progress = {"step": step, "processes": accelerator.num_processes, "files": sizes}
+            (partial / "progress.json").write_text(json.dumps(progress))
+            _flush(partial)
+            if target.exists():
+                run.remove(target)
+            partial.rename(target)
+            checkpoints = sorted(path for _, path in _checkpoints(run))
+            for old in checkpoints[: -max(1, keep)]:
+                old.rename(
+                    old.with_name(f".{old.name}.partial")
+                )  # a killed removal must not leave what looks complete
+            _remove_partial(run)
     return target
 
 
@@ -123,6 +124,19 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, modules: dict[str, n
     except _DAMAGE as error:
         raise ValueError(f"{folder}: cannot resume from it ({one_line(error)[:400]})") from None
     return step
+
+
+@contextlib.contextmanager
+def _together(accelerator: Accelerator, target: Path) -> Iterator[None]:
+    """Wait for all ranks after the block. If one of them cannot write, all raise OSError: none waits for ever."""
+    problem = None
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise these on a full disk
+        problem = one_line(error)[:400] or type(error).__name__
+    problems = gather_object([problem]) if accelerator.num_processes > 1 else [problem]
+    if problem := next(filter(None, [problem, *problems]), None):
+        raise OSError(f"{target}: cannot be written ({problem})")
 
 
 def _checkpoints(run: RunFolder) -> list[tuple[int, Path]]:
