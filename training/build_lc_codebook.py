@@ -30,6 +30,7 @@ from pqdiff.fitting.feature_codebook import FeatureRows, MiniBatchKMeans, cluste
 from pqdiff.hub.local_paths import public_name
 from pqdiff.json_text import read_json
 from pqdiff.metrics.features import EXTRACTORS, build_features
+from pqdiff.training.run_options import check_integers
 
 METHODS = ("kmeans", "per_class", "random_selection")
 _IMAGES_PER_PART = 256
@@ -70,6 +71,7 @@ def parse(argv=None) -> argparse.Namespace:
         "--work", type=Path, help="folder for the features, kept for other tables (default: none is kept)"
     )
     args = parser.parse_args(argv)
+    check_integers(vars(args))
     for name in ("num_images", "resolution", "grid", "codebook_size", "passes", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")

@@ -33,6 +33,7 @@ from pqdiff.hub.local_paths import public_name
 from pqdiff.json_text import read_json
 from pqdiff.models.fingerprint import fingerprint
 from pqdiff.models.loading import downsample_factor, load_autoencoder
+from pqdiff.training.run_options import check_integers
 from pqdiff.training.samples import latents_of
 from pqdiff.training.text import encode_captions, text_fingerprint
 
@@ -86,6 +87,7 @@ def parse(argv=None) -> argparse.Namespace:
     for name in ("batch_size", "crops", "num_samples", "samples_per_shard"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    check_integers(vars(args))
     return args
 
 

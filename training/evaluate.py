@@ -26,6 +26,7 @@ from pqdiff.hub.local_paths import public_name
 from pqdiff.metrics.evaluation import PROTOCOLS, Evaluation, EvaluationRun
 from pqdiff.metrics.perception import NETWORKS, perception_metrics
 from pqdiff.metrics.reconstructors import build_reconstructor
+from pqdiff.training.run_options import check_integers
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,6 +60,7 @@ def parse(argv=None) -> argparse.Namespace:
     run.add_argument("--force", action="store_true", help="replace the file if it is there")
     run.add_argument("--save_every", type=int, default=200, help="images between two saves (default: 200)")
     args = parser.parse_args(argv)
+    check_integers(vars(args))
     for name in ("num_images", "save_every"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")

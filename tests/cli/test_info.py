@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from pqdiff import AutoencoderPQ
+from pqdiff.checkpoints import bundled
 from pqdiff.models.fingerprint import fingerprint
 from pqdiff.quantizers.search.backends import BACKENDS
 from tests.cli.support import F8, assert_done, assert_refused, evaluated
@@ -22,6 +23,14 @@ def test_info_as_json_holds_the_configuration_and_rate(pqdiff, f8):
     assert facts["config"]["quantizer_config"] == {"num_subspaces": 64, "codebook_size": 512, "hidden_channels": 0}
     assert facts["config"]["preset"] == F8
     assert facts["measured"] is None
+
+
+@pytest.mark.parametrize("name", ["tiny-quick", "tiny-precise"])
+def test_info_takes_a_shipped_pipeline_for_its_tokenizer(pqdiff, name):
+    result = pqdiff("info", name, "--json")
+    assert_done(result)
+    model = AutoencoderPQ.from_pretrained(bundled(name), subfolder="vae")
+    assert json.loads(result.out)["fingerprint"] == fingerprint(model)
 
 
 def test_info_as_a_table(pqdiff, f8):

@@ -69,15 +69,20 @@ def test_the_configurations_beside_the_fp16_weights_are_of_the_full_precision(tm
         assert (tmp_path / "out" / name).read_text() == (tmp_path / "stock" / name).read_text()
 
 
-def test_an_export_replaces_components_whole_and_keeps_other_files(tmp_path, pipeline):
+def test_an_export_replaces_weights_in_any_shards_and_keeps_other_files(tmp_path, pipeline):
     folder = tmp_path / "out"
     export_for_hub(pipeline, folder, max_shard_size=100_000)
     (folder / "variant.yaml").write_text("name: tiny\n")
     (folder / "samples").mkdir()
     (folder / "samples" / "a.png").touch()
+    mine = ["unet/notes.txt", "unet/my-ema.safetensors", "unet/runs/log.txt", "vae/diffusion_pytorch_model.bin"]
+    (folder / "unet" / "runs").mkdir()
+    for name in mine:
+        (folder / name).write_text("mine")
     export_for_hub(pipeline, folder)
     export_for_hub(pipeline, tmp_path / "fresh")
-    assert names(folder) == sorted([*names(tmp_path / "fresh"), "samples/a.png", "variant.yaml"])
+    assert names(folder) == sorted([*names(tmp_path / "fresh"), "samples/a.png", "variant.yaml", *mine])
+    assert all((folder / name).read_text() == "mine" for name in mine)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "out"]
 
 

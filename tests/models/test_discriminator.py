@@ -119,6 +119,8 @@ def test_norms_differ(images):
     ("options", "message"),
     [
         ({"norm": "layer"}, r"norm \('layer'\) does not exist: choose one of batch, none"),
+        ({"num_layers": "3"}, "wrong type or size"),
+        ({"num_layers": 10**9}, r"num_layers \(1000000000\) may be at most 128"),
         ({"num_layers": 0}, r"num_layers \(0\) must be at least 1"),
     ],
 )

@@ -269,6 +269,19 @@ def test_a_size_that_latents_cannot_have_is_refused_with_the_divisor(kind, sides
         pipe(PROMPT, height=sides[0], width=sides[1], num_inference_steps=1, **call)
 
 
+@pytest.mark.parametrize("size", [(72, 64), (64, 8)])
+@pytest.mark.parametrize("kind", ["PIL", "list", "array", "tensor"])
+def test_an_image_of_a_size_that_latents_cannot_have_is_refused_not_made_smaller(kind, size):
+    image = Image.new("RGB", size)
+    pixels = np.zeros((2, *size[::-1], 3), dtype=np.float32)
+    image = {"PIL": image, "list": [image], "array": pixels, "tensor": torch.from_numpy(pixels).movedim(3, 1)}[kind]
+    wrong = (
+        r"width of image \(72\).* F = 16: take 64 or 80" if 72 in size else r"height of image \(8\).* F = 16: take 16"
+    )
+    with pytest.raises(ValueError, match=wrong):
+        load_tiny_quick(PQStableDiffusionImg2ImgPipeline)(PROMPT, image=image)
+
+
 @functools.cache
 def load_tiny_quick(kind):
     return kind.from_pretrained(bundled("tiny-quick"))

@@ -51,11 +51,15 @@ def test_thresholding_of_pixels_is_turned_off():
     assert not pipe.scheduler.config.thresholding
 
 
-def test_a_noise_schedule_that_a_scheduler_cannot_have_is_reported(caplog):
+@pytest.mark.parametrize("kind", [diffusers.PNDMScheduler, diffusers.HeunDiscreteScheduler])
+def test_a_scheduler_that_cannot_have_the_noise_schedule_of_the_model_is_refused(kind):
     pipe = build(scheduler=tiny_scheduler(rescale_betas_zero_snr=True))
-    diffusers.utils.logging.enable_propagation()
-    pipe.scheduler = diffusers.UniPCMultistepScheduler.from_config(pipe.scheduler.config)
-    assert not caplog.records
-    pipe.scheduler = diffusers.PNDMScheduler.from_config(pipe.scheduler.config)
-    assert "PNDMScheduler does not know rescale_betas_zero_snr" in caplog.text
-    diffusers.utils.logging.disable_propagation()
+    before = pipe.scheduler
+    message = rf"{kind.__name__} cannot have rescale_betas_zero_snr.*take DDIM, Euler"
+    with pytest.raises(ValueError, match=message):
+        pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match=message):
+        switch_scheduler(pipe.scheduler, kind)
+    with pytest.raises(ValueError, match=message):
+        build(scheduler=kind.from_config(before.config))
+    assert pipe.scheduler is before

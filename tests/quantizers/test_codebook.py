@@ -98,16 +98,17 @@ def test_restarts_move_what_is_unused_to_vectors_of_its_subspace_and_say_so(quan
         assert (after[s, unused[s]][:, None] == vectors[s]).all(-1).any(1).all()
 
 
-def test_vectors_are_drawn_without_replacement_as_long_as_there_are_enough():
-    vectors = torch.arange(5.0).view(1, 5, 1)
-    codebooks, unused = torch.full((1, 12, 1), -1.0), torch.ones(1, 12, dtype=torch.bool)
-    unused[0, 3:] = False
-    move_unused(codebooks, unused, vectors, torch.Generator().manual_seed(0))
-    assert len(codebooks[0, :3].unique()) == 3
-    assert (codebooks[0, 3:] == -1).all()
-    move_unused(codebooks, torch.ones(1, 12, dtype=torch.bool), vectors, torch.Generator().manual_seed(0))
-    uses = codebooks.unique(return_counts=True)[1]
-    assert sorted(uses.tolist()) == [2, 2, 2, 3, 3]  # 12 codewords of 5 vectors
+def test_codewords_move_to_vectors_that_no_other_codeword_has():
+    """Photos with flat areas give equal vectors: copies of a codeword would never be used."""
+    values = [0.0, 1, 2, 3, 4, 2, 2, 2, 2, 2, torch.nan, torch.inf]
+    vectors = torch.tensor(values).view(1, 12, 1)
+    codebooks, unused = torch.full((1, 9, 1), -1.0), torch.ones(1, 9, dtype=torch.bool)
+    unused[0, :2], codebooks[0, 0] = False, 3
+    moved = move_unused(codebooks, unused, vectors, torch.Generator().manual_seed(0))
+    assert codebooks[0, :2, 0].tolist() == [3, -1]
+    assert sorted(codebooks[0, 2:6, 0].tolist()) == [0, 1, 2, 4]
+    assert codebooks[0, 6:, 0].tolist() == [-1] * 3  # there are no further vectors
+    assert moved[0, :, 0].tolist() == [False] * 2 + [True] * 4 + [False] * 3
 
 
 def test_the_same_generator_draws_the_same_vectors():

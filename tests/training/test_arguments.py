@@ -1,5 +1,8 @@
 """A YAML file gives defaults, flags win, and mistakes in either are named."""
 
+import importlib
+import re
+
 import pytest
 import yaml
 from diffusers import UNet2DConditionModel
@@ -96,6 +99,31 @@ def test_counts_must_be_positive(flag, capsys):
     with pytest.raises(SystemExit):
         parse(f"--{flag}", 0)
     assert f"--{flag}: must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [10**12, -1])
+@pytest.mark.parametrize("trainer", ["adapt_sd", "train_kl", "train_ldm", "train_pqgan", "cache_latents"])
+def test_integers_without_end_are_refused_by_every_trainer_for_every_flag(trainer, value, capsys):
+    """Kind: a small input with a large cost."""
+    module, tried = importlib.import_module(f"training.{trainer}"), 0
+    with pytest.raises(SystemExit):
+        module.parse(["--help"])
+    flags = re.findall(r"--(\w+)", capsys.readouterr().out)
+    needed = ["--dataset", "scenes", "--autoencoder", "x", "--resolution", "64", "--output", "x"]
+    needed = needed if trainer == "cache_latents" else ["--output_dir", "x"]
+    needed += ["--variant", "quick"] if trainer == "adapt_sd" else []
+    for flag in dict.fromkeys(flags):
+        try:
+            known = module.parse([*needed, f"--{flag}", "3"])
+        except (SystemExit, ValueError):
+            continue
+        if type(getattr(known, flag, None)) is int and not (flag == "seed" and value > 0):
+            tried += 1
+            with pytest.raises((ValueError, SystemExit)) as error:
+                module.parse([*needed, f"--{flag}", str(value)])
+            message = str(error.value) if error.type is ValueError else capsys.readouterr().err
+            assert f"--{flag}" in message
+    assert tried > 5
 
 
 def test_the_written_file_gives_the_same_arguments_again(tmp_path):

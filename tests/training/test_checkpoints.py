@@ -1,6 +1,7 @@
 """Checkpoints are complete or not there."""
 
 import json
+import os
 import pathlib
 import pickle
 import shutil
@@ -14,6 +15,8 @@ from torch import nn
 from pqdiff.training import checkpoints
 from pqdiff.training.checkpoints import find_checkpoint, load_checkpoint
 from pqdiff.training.run_folder import MARKER, RunFolder
+from tests.processes import run_pair
+from tests.training.support import free_port
 
 
 @pytest.fixture
@@ -56,6 +59,27 @@ def test_what_is_saved_comes_back(training, tmp_path):
     assert load_checkpoint(accelerator, folder, ema) == 7
     assert all(torch.equal(a, b) for a, b in zip(values(model, optimizer, ema), saved, strict=True))
     assert torch.equal(torch.rand(3), drawn)
+
+
+def _save_where_one_rank_cannot(rank, folder, port):
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    accelerator = Accelerator(cpu=True)
+    run = RunFolder(folder, lock=not rank)
+    for step, failing in ((1, 0), (2, 1)):
+        if rank == failing:  # the disk is full
+            accelerator.save_state = lambda _: (_ for _ in ()).throw(OSError("No space left on device"))
+        elif "save_state" in vars(accelerator):
+            del accelerator.save_state
+        with pytest.raises(OSError, match=rf"checkpoint-0000000{step}: cannot be written \(No space left on device\)"):
+            checkpoints.save_checkpoint(accelerator, run, step, {}, 2)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_all_ranks_stop_if_one_cannot_write(tmp_path):
+    run_pair(_save_where_one_rank_cannot, tmp_path, free_port())
+    assert find_checkpoint(RunFolder(tmp_path)) == (None, [])
 
 
 def test_old_ones_are_removed_down_to_the_limit(training, tmp_path):
@@ -109,7 +133,7 @@ def test_another_number_of_processes_goes_on_and_says_so(training, tmp_path, cap
     accelerator, model, optimizer, ema = training
     folder = save_checkpoint(accelerator, tmp_path, 3, ema, 2)
     saved = values(model, optimizer, ema)
-    (folder / "progress.json").write_text(json.dumps({"step": 3, "processes": 2}))
+    (folder / "progress.json").write_text(json.dumps({"step": 3, "processes": 2, "files": {"a": 1}}))
     step(model, optimizer)
     assert load_checkpoint(accelerator, folder, ema) == 3
     assert all(torch.equal(a, b) for a, b in zip(values(model, optimizer, ema), saved, strict=True))
@@ -123,6 +147,17 @@ def test_a_checkpoint_that_lost_a_file_is_named(training, tmp_path, file):
     accelerator, _, _, ema = training
     folder = save_checkpoint(accelerator, tmp_path, 3, ema, 2)
     (folder / file).unlink()
+    with pytest.raises(ValueError, match="checkpoint-00000003: cannot resume from it"):
+        load_checkpoint(accelerator, folder, ema)
+
+
+@pytest.mark.parametrize("change", [{"step": "3"}, {"step": None}, {"processes": 10**400}, {"files": {}}])
+def test_a_damaged_record_of_progress_is_named(training, tmp_path, change):
+    accelerator, _, _, ema = training
+    folder = save_checkpoint(accelerator, tmp_path, 3, ema, 2)
+    progress = json.loads((folder / "progress.json").read_text())
+    (folder / "progress.json").write_text(json.dumps({**progress, **change}))
+    assert find_checkpoint(RunFolder(tmp_path)) == (None, [folder])
     with pytest.raises(ValueError, match="checkpoint-00000003: cannot resume from it"):
         load_checkpoint(accelerator, folder, ema)
 

@@ -5,7 +5,10 @@ import os
 import pytest
 import torch
 
+from pqdiff.data.images.reading import normalize
+from pqdiff.fitting.closed_form import fit_closed_form
 from pqdiff.training.codewords import CodewordRestarts
+from tests.fitting.test_closed_form import smooth_images
 from tests.processes import run_pair
 from tests.tiny import SIDE, tiny_autoencoder
 from tests.training.loops import open_session
@@ -73,6 +76,29 @@ def test_which_codewords_were_used_survives_a_checkpoint(tmp_path):
     kept = (model.quantizer.codebooks == before).all(dim=2)
     assert kept[:, [2, 3]].all()
     assert not kept[:, [0, 1, 4]].any()
+
+
+def test_classes_stay_and_restarts_make_no_image_worse(tmp_path, capsys):
+    """A class is a token that says in what units the others are: a new one would fit nothing."""
+    pixels = torch.stack(smooth_images(6))
+    images = normalize(pixels)
+    model = fit_closed_form(pixels, "f8-d32-s16-k32", hidden_channels=0, class_bases=4, sample_size=800)
+    quantizer = model.quantizer
+    with fresh_process(), torch.no_grad():
+        for dead in (0, 4):  # classes alone, and four codewords of each of the other subspaces
+            quantizer.codebooks[:, 32 - dead :] = 1000
+            tokens, before = model.encode_to_indices(images), model(images)[0]
+            classes = quantizer.class_codewords.clone()
+            assert len(tokens[:, 0].unique()) < 32
+            session = open_session(tmp_path / str(dead), batch_size=6)
+            restarts = CodewordRestarts(session, model, 1)
+            restarts.count(tokens, pixels, 0)
+            restarts.step(0, torch.optim.SGD(model.parameters(), 0.1))
+            unused = sum(32 - len(tokens[:, s].unique()) for s in range(1, 16))
+            assert f"{unused} codewords that were not used" in "".join(capsys.readouterr())
+            assert torch.equal(quantizer.class_codewords, classes)
+            after = model.decode(model.encode(images).latents).sample
+            assert (after - images).square().mean() < 1.001 * (before - images).square().mean()
 
 
 def test_a_quantizer_without_codewords_cannot_restart(tmp_path):

@@ -1,5 +1,7 @@
 """The log has a line for every so many steps, also after a run was killed, and trackers get the same numbers."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.training.loops import open_session, train
@@ -19,11 +21,29 @@ def test_the_log_has_the_mean_loss_of_its_steps_and_ends_with_the_run(tmp_path):
 def test_lines_of_the_log_after_the_checkpoint_are_replaced(tmp_path):
     train(open_session(tmp_path), 5)
     with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"step": 5, "lo')  # killed while it wrote
+        file.write('{"step": 5, "lo\n{"step}\n[]\n{"loss": 1}\n{"step": 5, "lo')  # killed while it wrote
     session = open_session(tmp_path, resume=True)
     train(session)
     session.close()
     assert [line["step"] for line in steps_of(tmp_path)] == [2, 4, 6]
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_log_that_cannot_be_cut_stays_whole(tmp_path, monkeypatch):
+    session = open_session(tmp_path)
+    train(session, 4)
+    before = (tmp_path / "log.jsonl").read_text()
+    monkeypatch.setattr(Path, "replace", _interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        session.log.cut(0)
+    assert (tmp_path / "log.jsonl").read_text() == before
+    monkeypatch.undo()
+    session.log.cut(2)
+    assert [line["step"] for line in steps_of(tmp_path)] == [2]
+    assert not list(tmp_path.glob(".log*"))
 
 
 def test_trackers_get_loss_and_learning_rate(tmp_path):

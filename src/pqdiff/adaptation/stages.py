@@ -30,6 +30,8 @@ class Stage:
 
     def __post_init__(self):
         check_positive_integers(self, "resolution", "steps")
+        if self.resolution > 2**14 or self.steps > 10**9:
+            raise ValueError(f"resolution ({self.resolution}) may be at most {2**14}, steps ({self.steps}) {10**9}")
         rate = self.learning_rate
         if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate < float("inf"):
             raise ValueError(f"learning_rate ({rate!r}) must be a positive number")

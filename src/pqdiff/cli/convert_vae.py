@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pqdiff.cli.options import ImageSource, Json, Split
+from pqdiff.cli.options import LARGEST_SIDE, ImageSource, Json, Split
 
 _LIMITS = (
     "The networks and the license are those of the autoencoder. Its latents were not trained to be discrete: compare the "
@@ -30,9 +30,13 @@ def convert_vae(
         int | None,
         typer.Option(help="Codewords of Gaussian Quant, a power of 2 (default: what the latents need), or bins (64)."),
     ] = None,
-    codebook_dim: Annotated[int, typer.Option(help="Channels that one codeword of Gaussian Quant codes.", min=1)] = 1,
+    codebook_dim: Annotated[
+        int, typer.Option(help="Channels that one codeword of Gaussian Quant codes.", min=1, max=2**12)
+    ] = 1,
     num_images: Annotated[int, typer.Option(help="At most so many images are measured on.", min=1)] = 100,
-    resolution: Annotated[int, typer.Option(help="Side of the center crops in pixels.", min=8)] = 256,
+    resolution: Annotated[
+        int, typer.Option(help="Side of the center crops in pixels.", min=8, max=LARGEST_SIDE)
+    ] = 256,
     license: Annotated[str, typer.Option(help="License of the autoencoder, for the card.")] = "other",
     split: Split = "train",
     force: Annotated[bool, typer.Option("--force", help="Convert although the codebook is too small.")] = False,

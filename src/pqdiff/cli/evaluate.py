@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pqdiff.checkpoints import BUNDLED
-from pqdiff.cli.options import MODEL_HELP, Force, ImageSource, Json, Split
+from pqdiff.cli.options import LARGEST_SIDE, MODEL_HELP, Force, ImageSource, Json, Split
 
 CODEC_HELP = " Or a codec: jpeg:75, jpeg444:90, webp:80, avif:60, or at a rate such as jpeg@1.75bpp."
 _COLUMNS = {
@@ -20,7 +20,10 @@ _COLUMNS = {
 }
 
 Resolution = Annotated[
-    int, typer.Option(help="Side in pixels: the shorter side is resized to it, then the center is cropped.")
+    int,
+    typer.Option(
+        help="Side in pixels: the shorter side is resized to it, then the center is cropped.", max=LARGEST_SIDE
+    ),
 ]
 Every = Annotated[int, typer.Option(help="Use only every n-th image, in the order of the names.", min=1)]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at an image that cannot be read, instead of naming it.")]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pqdiff.cli.options import ImageSource, Json, Split
+from pqdiff.cli.options import LARGEST_SIDE, ImageSource, Json, Split
 from pqdiff.models.presets import PRESETS, closed_form_config
 
 
@@ -19,7 +19,8 @@ def fit(
         typer.Option("--preset", "-p", help=f"{', '.join(PRESETS)}, or any other of this form. Can be repeated."),
     ],
     resolution: Annotated[
-        int, typer.Option(help="The shorter side of each image is resized to this many pixels.", min=8)
+        int,
+        typer.Option(help="The shorter side of each image is resized to this many pixels.", min=8, max=LARGEST_SIDE),
     ] = 256,
     hidden_channels: Annotated[
         int | None,
@@ -30,6 +31,7 @@ def fit(
         typer.Option(
             help="Number of bases for classes of patches, e.g. 16: better images at the same rate. 0 means no classes.",
             min=0,
+            max=2**16,
         ),
     ] = 0,
     on_latents: Annotated[
@@ -47,7 +49,9 @@ def fit(
         typer.Option(help="Leave out every n-th image, in the order of the names, to measure on. 0 means none."),
     ] = 0,
     split: Split = "train",
-    seed: Annotated[int, typer.Option(help="The same seed, images and machine give the same model.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="The same seed, images and machine give the same model.", min=0, max=2**63 - 1)
+    ] = 0,
     json: Json = False,
 ) -> None:
     """Fit tokenizers to images in minutes, without a GPU and without gradients."""

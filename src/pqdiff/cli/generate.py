@@ -126,8 +126,8 @@ def _check_request(prompts: list[str], names: list[str], number: int, seed: int)
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"model ({name}) is given twice")
-    if number < 1:
-        raise ValueError(f"number ({number}) of images must be at least 1")
+    if not 1 <= number <= 10_000:
+        raise ValueError(f"number ({number}) of images must be at least 1 and at most 10000")
     if seed < 0 or seed + number > 2**63:
         raise ValueError(f"seed ({seed}) must be at least 0, and at most 2^63 minus the number of images")
 

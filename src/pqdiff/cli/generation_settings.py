@@ -13,6 +13,7 @@ SCHEDULERS = {
 }
 DTYPES = ("float32", "float16", "bfloat16")
 
+_MOST_STEPS = 10_000  # schedulers make a table of them
 _SIDE_MULTIPLE = 8  # diffusers wants sides divisible by 8, whatever the autoencoder
 _GUIDANCE = 7.5
 _SCENE_GUIDANCE = 2.0  # with which benchmarks/tiny_suite.py measures the tiny models
@@ -54,8 +55,8 @@ class Settings:
     dtype: str | None
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"steps ({self.steps}) must be at least 1")
+        if not 1 <= self.steps <= _MOST_STEPS:
+            raise ValueError(f"steps ({self.steps}) must be at least 1 and at most {_MOST_STEPS}")
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise ValueError(f"guidance ({self.guidance}) must be a finite number")
         if self.negative is not None and self.guidance is not None and self.guidance <= 1:

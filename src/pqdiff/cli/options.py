@@ -9,6 +9,8 @@ from pqdiff.checkpoints import BUNDLED
 
 MODEL_HELP = f"Name of a shipped tokenizer ({', '.join(BUNDLED)}), folder or Hub id."
 
+LARGEST_SIDE = 2**14  # pixels of a side: beyond it no memory is enough
+
 Images = Annotated[
     list[Path],
     typer.Argument(metavar="IMAGE", help="Image files, or folders of them.", show_default=False),

@@ -2,7 +2,7 @@
 
 import json
 import os
-import shutil
+import re
 import tempfile
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from pqdiff.pipelines.lora import refuse_lora_layers
 
 FP16 = "fp16"
 _SUFFIX = ".safetensors"
+_WEIGHTS = re.compile(rf"(\w+)(\.{FP16})?(-\d+-of-\d+)?\.safetensors(\.index(\.{FP16})?\.json)?")
 _LARGEST = torch.finfo(torch.float16).max
 
 
@@ -29,7 +30,7 @@ def export_for_hub(pipeline, folder: str | Path, *, max_shard_size: int | str = 
 
     Args:
         pipeline: a diffusers pipeline.
-        folder: folder for it, which is made if it does not exist. Components in it are replaced as a whole.
+        folder: folder for it, which is made if it does not exist. Earlier weights of the components in it are removed.
         max_shard_size: bytes, or a text such as "5GB".
         fp16: whether to write files for `from_pretrained(..., variant="fp16", dtype=torch.float16)`.
 
@@ -51,9 +52,21 @@ def export_for_hub(pipeline, folder: str | Path, *, max_shard_size: int | str = 
         check_folder(aside)
         folder.mkdir(exist_ok=True)
         for entry in sorted(aside.iterdir(), key=lambda entry: entry.is_file()):  # model_index.json last
-            if (folder / entry.name).is_dir():
-                shutil.rmtree(folder / entry.name)
-            entry.replace(folder / entry.name)
+            if entry.is_file():
+                entry.replace(folder / entry.name)
+            else:
+                _replace_component(entry, folder / entry.name)
+
+
+def _replace_component(new: Path, folder: Path) -> None:
+    """Move the files of a component into its folder, and remove weights of the same name in other shards or precision."""
+    folder.mkdir(exist_ok=True)
+    stems = {path.name.split(".")[0].split("-0")[0] for path in new.glob(f"*{_SUFFIX}")}
+    for path in folder.iterdir():
+        if (match := _WEIGHTS.fullmatch(path.name)) and match[1] in stems:
+            path.unlink()
+    for path in new.iterdir():
+        path.replace(folder / path.name)
 
 
 def write_fp16_weights(folder: Path, keep: list[str] | tuple[str, ...] = ()) -> None:

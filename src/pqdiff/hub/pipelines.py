@@ -1,6 +1,7 @@
 """Loads text-to-image pipelines by the name of a shipped one, by folder, or by Hub id."""
 
 import importlib
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ _LIBRARIES = ("diffusers", "transformers", "pqdiff")  # their models report miss
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 
 
-def load_pipeline(source: str, dtype: torch.dtype = torch.float32) -> PQStableDiffusionPipeline:
+def load_pipeline(source: str | PathLike, dtype: torch.dtype = torch.float32) -> PQStableDiffusionPipeline:
     """A text-to-image pipeline. A stock Stable Diffusion works too, with its own autoencoder.
 
     LoRA layers beside its models, where `adapt_sd.py` writes them, are loaded as well.
@@ -32,6 +33,7 @@ def load_pipeline(source: str, dtype: torch.dtype = torch.float32) -> PQStableDi
     Raises:
         ValueError: in one line that names the source and the fault, such as missing weights.
     """
+    source = str(source)
     place = bundled(source) if source in BUNDLED_PIPELINES else source
     if place == source:
         _check_source(source)

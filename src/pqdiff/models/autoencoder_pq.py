@@ -18,13 +18,20 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from pqdiff.models.checks import check_image, check_indices, check_latents, check_limits, check_quantize
+from pqdiff.models.checks import (
+    check_config,
+    check_image,
+    check_indices,
+    check_keys,
+    check_latents,
+    check_quantize,
+    refuse_wrong_values,
+)
 from pqdiff.models.outputs import AutoencoderPQForwardOutput, AutoencoderPQOutput, PQLatentDistribution
 from pqdiff.models.presets import preset_config
 from pqdiff.models.statistics import LatentStatistics
 from pqdiff.models.tiling import run_tiled
 from pqdiff.quantizers import FP32_TENSORS, build_quantizer
-from pqdiff.suggestions import did_you_mean
 from pqdiff.transforms import build_transform
 from pqdiff.transforms.refiner import PixelRefiner
 
@@ -63,6 +70,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin)
     _group_offload_block_modules = ["transform", "refiner", "quantizer"]
 
     @register_to_config
+    @refuse_wrong_values
     def __init__(
         self,
         transform_type: str = "conv",
@@ -81,12 +89,8 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin)
         preset: str | None = None,
     ):
         super().__init__()
-        check_limits(
-            {
-                **{"transform_config": transform_config, "quantizer_config": quantizer_config},
-                **{"latent_channels": latent_channels, "refiner_config": refiner_config, "in_channels": in_channels},
-            }
-        )
+        if not 0 < scaling_factor < float("inf"):
+            raise ValueError(f"scaling_factor ({scaling_factor}) must be a positive number: 1, as encode standardizes")
         self.quantizer = build_quantizer(quantizer_type, latent_channels, quantizer_config)
         self.transform = build_transform(
             transform_type, in_channels, self.quantizer.in_channels, self.quantizer.code_channels, transform_config
@@ -98,15 +102,14 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin)
             )
         self.register_to_config(block_out_channels=derived)
         self.downsample_factor = self.transform.downsample_factor
-        given = _checked("statistics_config", statistics_config, ("mean", "std", "exponent"))
-        self.statistics = LatentStatistics(latent_channels, **given)
+        check_keys("statistics_config", statistics_config, ("mean", "std", "exponent"))
+        self.statistics = LatentStatistics(latent_channels, **(statistics_config or {}))
         self.refiner = None
         if refiner_config is not None:
-            sizes = _checked("refiner_config", refiner_config, ("channels", "blocks"))
-            self.refiner = PixelRefiner(in_channels, self.downsample_factor, **sizes)
+            check_keys("refiner_config", refiner_config, ("channels", "blocks"))
+            self.refiner = PixelRefiner(in_channels, self.downsample_factor, **refiner_config)
 
-        self.use_slicing = False
-        self.use_tiling = False
+        self.use_slicing = self.use_tiling = False
         self.tile_sample_min_size = max(sample_size, 2 * self.downsample_factor)
         self.tile_overlap_factor = 0.25
 
@@ -114,6 +117,13 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin)
     def from_preset(cls, preset: str, **overrides) -> "AutoencoderPQ":
         """A fresh, untrained autoencoder in one of the paper's configurations, e.g. `f8-d128-s64-k512`."""
         return cls(**{**preset_config(preset), **overrides})
+
+    @classmethod
+    def load_config(cls, *args, **kwargs) -> dict | tuple:
+        """As in diffusers, which takes a string for the next place to look: only a JSON object is a configuration."""
+        loaded = super().load_config(*args, **kwargs)
+        check_config(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs) -> "AutoencoderPQ":
@@ -288,11 +298,3 @@ def _positions_with_nan(image: torch.Tensor, factor: int) -> torch.Tensor:
     """bool `(B, 1, H/F, W/F)`: whether there is NaN among the pixels of a position."""
     patches = image.isnan().any(dim=1).unflatten(2, (-1, factor)).unflatten(1, (-1, factor))  # (B, h, F, w, F)
     return patches.any(dim=4).any(dim=2)[:, None]
-
-
-def _checked(name: str, given: dict | None, known: tuple[str, ...]) -> dict:
-    """The mapping, or ValueError for a key that is not known."""
-    for key in given or {}:
-        if key not in known:
-            raise ValueError(f"{name} has the unknown key {key!r}: {did_you_mean(key, known)}")
-    return dict(given or {})

@@ -3,11 +3,16 @@
 Every function returns nothing and raises a `ValueError` that names the argument, its value, and what to do.
 """
 
+import functools
+import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+
+from pqdiff.clean_text import one_line
+from pqdiff.suggestions import did_you_mean
 
 
 def check_image(x: torch.Tensor, channels: int, factor: int) -> None:
@@ -58,6 +63,38 @@ def check_finite(images: torch.Tensor) -> torch.Tensor:
             f"the model gives images with values that are not finite in {images.dtype}: check its weights"
         )
     return images
+
+
+def check_keys(name: str, given: dict | None, known: tuple[str, ...]) -> None:
+    """Whether a mapping, or None, has no other keys than the known ones."""
+    for key in given or {}:
+        if key not in known:
+            raise ValueError(f"{name} has the unknown key {key!r}: {did_you_mean(key, known)}")
+
+
+def check_config(config) -> None:
+    """Whether a configuration from a file is a mapping, and no number in it is too large."""
+    if not isinstance(config, dict):
+        raise ValueError(f"its config.json must hold a JSON object, holds a {type(config).__name__}")
+    check_limits(config)
+
+
+def refuse_wrong_values(init: Callable) -> Callable:
+    """Decorator of a constructor that a configuration is given to: numbers that are too large are refused first, and a
+    value of a wrong type, wherever that comes to light, is a ValueError too."""
+
+    @functools.wraps(init)
+    def checked(self, *args, **kwargs) -> None:
+        given = inspect.signature(init).bind(self, *args, **kwargs)  # an unknown argument is a TypeError, as always
+        given.apply_defaults()
+        check_limits(given.arguments)
+        try:
+            init(self, *args, **kwargs)
+        except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError) as error:
+            reason = one_line(error) or type(error).__name__
+            raise ValueError(f"the configuration has a value of a wrong type or size ({reason[:200]})") from error
+
+    return checked
 
 
 # Far above every model that exists, and far below what fills the memory or takes for ever to build.

@@ -8,6 +8,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
+from pqdiff.models.checks import refuse_wrong_values
 from pqdiff.suggestions import did_you_mean
 
 NORMS = ("batch", "none")
@@ -27,10 +28,11 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
         norm: normalization of the layers: "batch" (which the papers use) or "none".
 
     Raises:
-        ValueError: if `norm` is unknown or `num_layers` is below 1.
+        ValueError: if `norm` is unknown, `num_layers` is below 1, or a value has a wrong type or is too large.
     """
 
     @register_to_config
+    @refuse_wrong_values
     def __init__(
         self,
         in_channels: int = 3,

@@ -5,16 +5,13 @@ from pathlib import Path
 
 import diffusers
 from diffusers import ModelMixin
-from safetensors import SafetensorError
 
 from pqdiff.checkpoints import BUNDLED, BUNDLED_PIPELINES, bundled
 from pqdiff.clean_text import one_line
 from pqdiff.models.autoencoder_pq import AutoencoderPQ
-from pqdiff.models.checks import check_limits
 from pqdiff.suggestions import did_you_mean
 
 _WITHOUT_POSTERIOR = ("AutoencoderTiny", "AutoencoderDC")  # in diffusers: `encode` gives latents alone
-_UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, SafetensorError)
 
 
 def load_autoencoder(source: str | PathLike, **kwargs) -> ModelMixin:
@@ -72,7 +69,7 @@ def _load(
             raise ValueError(f"it holds a {model_class.__name__}, not an {kind.__name__}")
         model, report = model_class.from_pretrained(str(place), output_loading_info=True, **kwargs)
         _check_weights(model, report)
-    except _UNREADABLE as error:
+    except Exception as error:  # its type depends on the library that reads the broken file
         reason = one_line(error) or type(error).__name__
         raise ValueError(f"{argument} ({source}) cannot be loaded: {reason[:300]}") from None
     return model.eval()
@@ -98,9 +95,6 @@ def _class_of(place: str, posterior: bool) -> type[ModelMixin]:
         ValueError: if it does not name an autoencoder.
     """
     config = AutoencoderPQ.load_config(place)
-    if not isinstance(config, dict):
-        raise ValueError(f"its config.json must hold a JSON object, holds a {type(config).__name__}")
-    check_limits(config)
     name = str(config.get("_class_name", "model of unknown class"))
     if name == AutoencoderPQ.__name__:
         return AutoencoderPQ

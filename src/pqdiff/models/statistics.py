@@ -5,6 +5,7 @@ the same signal-to-noise ratio at every diffusion step; gamma = 0 keeps the orde
 fine grain.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -49,6 +50,8 @@ class LatentStatistics(Fp32Module):
                 )
         if not all(0 < value < float("inf") for value in std):
             raise ValueError("statistics_config: std must hold positive numbers: a constant channel carries nothing")
+        if not all(map(math.isfinite, mean)):
+            raise ValueError("statistics_config: mean must hold finite numbers")
         std = torch.tensor(std, dtype=torch.float64, device="cpu")
         scale = std**-exponent
         scale /= (std * scale).square().mean().sqrt()

@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable
 from os import PathLike
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
-from diffusers.image_processor import VaeImageProcessor
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import logging
+from PIL import Image
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from pqdiff.adaptation.variants import Variant
@@ -162,15 +164,32 @@ class PQLatentsMixin:
         sample = self.unet.config.sample_size
         rows, columns = sample if isinstance(sample, (list, tuple)) else (sample, sample)
         factor = self.vae_scale_factor
-        multiple = math.lcm(8, factor)  # 8: what stock pipelines demand
         sizes = {"height": height or rows * factor, "width": width or columns * factor}
+        self._check_sides(sizes, math.lcm(8, factor))  # 8: what stock pipelines demand
+        return sizes["height"], sizes["width"]
+
+    def _check_image(self, image: PipelineImageInput | None) -> None:
+        """ValueError for images, not latents, of a size that latents cannot have: the stock pipeline makes them smaller."""
+        for each in image if isinstance(image, list) else [image]:
+            if isinstance(each, Image.Image):
+                width, height = each.size
+            elif torch.is_tensor(each) and each.ndim > 2 and each.shape[-3] == 3:
+                height, width = each.shape[-2:]
+            elif isinstance(each, np.ndarray) and each.ndim > 2:
+                height, width = each.shape[-3:-1]
+            else:
+                continue
+            self._check_sides({"height of image": height, "width of image": width}, self.vae_scale_factor)
+
+    def _check_sides(self, sizes: dict[str, int], multiple: int) -> None:
+        """ValueError if a side, by its name, is no multiple."""
         for side, length in sizes.items():
             if length < 1 or length % multiple:
+                near = {max(1, length // multiple) * multiple, max(1, length // multiple + 1) * multiple}
                 raise ValueError(
                     f"{side} ({length}) must be a positive multiple of {multiple} pixels for an autoencoder with "
-                    f"F = {factor}: take {max(1, length // multiple) * multiple} or {(length // multiple + 1) * multiple}"
+                    f"F = {self.vae_scale_factor}: take {' or '.join(map(str, sorted(near)))}"
                 )
-        return sizes["height"], sizes["width"]
 
     def _images(
         self, latents: torch.Tensor, output_type: str, return_dict: bool, generator, quantize_latents: bool | float
@@ -257,6 +276,7 @@ def with_quantize_latents(stock_call: Callable) -> Callable:
         given = stock.bind_partial(self, *args, **kwargs).arguments
         if given.get("height") or given.get("width"):
             self._checked_size(given.get("height"), given.get("width"))
+        self._check_image(given.get("image"))
         if not self._shift and (way is True or not self._has_codewords):
             return stock_call(self, *args, **kwargs)  # AutoencoderPQ snaps by itself
         call = stock.bind(self, *args, **kwargs)

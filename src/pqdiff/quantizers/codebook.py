@@ -116,7 +116,10 @@ class CodebookQuantizer(Quantizer):
 def move_unused(
     codebooks: torch.Tensor, unused: torch.Tensor, vectors: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """Put unused codewords at vectors, drawn without replacement as long as there are enough.
+    """Put unused codewords at vectors, drawn without replacement from the finite ones that no codeword equals.
+
+    Images with flat areas give many equal vectors, and two equal codewords would be two tokens for one thing. Where there
+    are too few vectors, the other codewords stay as they are.
 
     Args:
         codebooks: `(S, K, D)`, changed in place.
@@ -127,12 +130,25 @@ def move_unused(
     Returns:
         bool mask `(S, K, D)` of the entries that changed.
     """
-    unused, number = unused.to(codebooks.device), vectors.shape[1]
+    unused = unused.to(codebooks.device)
+    moved = torch.zeros_like(unused)
     for s, mask in enumerate(unused):
-        places = mask.nonzero()[:, 0]
-        rounds = -(-len(places) // number)
-        drawn = [torch.randperm(number, generator=generator) for _ in range(rounds)]
-        if drawn:
-            chosen = torch.cat(drawn)[: len(places)].to(vectors.device)
-            codebooks[s, places] = vectors[s, chosen].to(codebooks)
-    return unused[..., None].expand_as(codebooks)
+        if not mask.any():
+            continue
+        kept = codebooks[s, ~mask].to(vectors)
+        new = _first_of_equals(torch.cat([kept, vectors[s]]))
+        new = new[new >= len(kept)] - len(kept)
+        new = new[vectors[s, new].isfinite().all(dim=1)]
+        drawn = new[torch.randperm(len(new), generator=generator).to(new.device)]
+        places = mask.nonzero()[: len(drawn), 0]
+        codebooks[s, places] = vectors[s, drawn[: len(places)]].to(codebooks)
+        moved[s, places] = True
+    return moved[..., None].expand_as(codebooks)
+
+
+def _first_of_equals(rows: torch.Tensor) -> torch.Tensor:
+    """Numbers of the rows `(n, D)` that equal no row before them, in ascending order."""
+    _, groups = rows.unique(dim=0, return_inverse=True)
+    numbers = torch.arange(len(rows), device=rows.device)
+    first = numbers.new_full((len(rows),), len(rows)).scatter_reduce(0, groups, numbers, "amin")
+    return numbers[first[groups] == numbers]

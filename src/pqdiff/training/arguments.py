@@ -7,7 +7,7 @@ from typing import Any
 
 from pqdiff.models.checks import check_limits
 from pqdiff.suggestions import did_you_mean
-from pqdiff.training.run_options import add_run_arguments
+from pqdiff.training.run_options import add_run_arguments, check_integers
 from pqdiff.training.schedule import add_schedule_arguments
 from pqdiff.yaml_text import parse_yaml, read_yaml
 
@@ -29,7 +29,7 @@ class TrainerParser(argparse.ArgumentParser):
 
         Raises:
             ValueError: for a config file that cannot be read, or that has a key or value which no flag takes, or for an
-                output folder in a folder of data.
+                output folder in a folder of data, or for integers out of range.
         """
         known, _ = self.parse_known_args(argv)
         if known.config:
@@ -37,6 +37,7 @@ class TrainerParser(argparse.ArgumentParser):
         args = self.parse_args(argv)
         if args.output_dir is None:
             raise ValueError("--output_dir is missing: give the folder for checkpoints, log and result")
+        check_integers(vars(args))
         _check_output_dir(args)
         return args
 

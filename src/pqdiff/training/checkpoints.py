@@ -4,21 +4,25 @@ Nothing in them can run code when it is read: weights and counts are safetensors
 states of optimizers and of random numbers as plain data (`weights_only`).
 """
 
+import contextlib
 import json
 import os
 import pickle
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, load
+from accelerate.utils import DistributedType, gather_object, load
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from pqdiff.clean_text import one_line
+from pqdiff.json_text import read_json
 from pqdiff.training.run_folder import RunFolder
 
 _NAME = re.compile(r"checkpoint-(\d{1,18})")
@@ -57,37 +61,36 @@ def save_checkpoint(
         The folder of the checkpoint.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: on all ranks, if one of them cannot write.
     """
     name = f"checkpoint-{step:08d}"
     run.check(f".{name}.partial")
     target, partial = run.claim(name), run.path / f".{name}.partial"
-    if accelerator.is_main_process:
-        _remove_partial(run)  # on a full disk they would take the space of the new one
-        partial.mkdir()
-    accelerator.wait_for_everyone()
-    try:
+    with _together(accelerator, target):
+        if accelerator.is_main_process:
+            _remove_partial(run)  # on a full disk they would take the space of the new one
+            partial.mkdir()
+    with _together(accelerator, target):
         accelerator.save_state(str(partial))
         if accelerator.is_main_process:
             for name, module in modules.items():
                 save_model(module, str(partial / f"{name}.safetensors"))
-    except (RuntimeError, SafetensorError) as error:  # torch and safetensors raise these on a full disk
-        raise OSError(f"{target}: cannot be written ({' '.join(str(error).split())[:400]})") from None
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        files = [path for path in partial.rglob("*") if path.is_file()]
-        sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
-        progress = {"step": step, "processes": accelerator.num_processes, "files": sizes}
-        (partial / "progress.json").write_text(json.dumps(progress))
-        _flush(partial)
-        if target.exists():
-            run.remove(target)
-        partial.rename(target)
-        checkpoints = sorted(path for _, path in _checkpoints(run))
-        for old in checkpoints[: -max(1, keep)]:
-            old.rename(old.with_name(f".{old.name}.partial"))  # a killed removal must not leave what looks complete
-        _remove_partial(run)
-    accelerator.wait_for_everyone()
+    with _together(accelerator, target):
+        if accelerator.is_main_process:
+            files = [path for path in partial.rglob("*") if path.is_file()]
+            sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
+            progress = {"step": step, "processes": accelerator.num_processes, "files": sizes}
+            (partial / "progress.json").write_text(json.dumps(progress))
+            _flush(partial)
+            if target.exists():
+                run.remove(target)
+            partial.rename(target)
+            checkpoints = sorted(path for _, path in _checkpoints(run))
+            for old in checkpoints[: -max(1, keep)]:
+                old.rename(
+                    old.with_name(f".{old.name}.partial")
+                )  # a killed removal must not leave what looks complete
+            _remove_partial(run)
     return target
 
 
@@ -105,10 +108,10 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, modules: dict[str, n
         kind = accelerator.distributed_type.value
         raise ValueError(f"{folder}: checkpoints of {kind} can run code when they are read: resume without {kind}")
     try:
-        progress = json.loads((folder / "progress.json").read_text())
-        if progress["processes"] != accelerator.num_processes:
+        step, processes, _ = _progress(folder)
+        if processes != accelerator.num_processes:
             accelerator.print(
-                f"{folder.name} was saved by {progress['processes']} processes and is loaded by "
+                f"{folder.name} was saved by {processes} processes and is loaded by "
                 f"{accelerator.num_processes}: with the same "
                 "global batch size the samples are the same, but not the last bits of the result"
             )
@@ -116,11 +119,24 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, modules: dict[str, n
         accelerator.step = 0  # counts micro-steps; a checkpoint lies between two steps
         for name, module in modules.items():
             load_model(module, str(folder / f"{name}.safetensors"))
-        if progress["processes"] == accelerator.num_processes:
+        if processes == accelerator.num_processes:
             _check_random_states(folder / f"random_states_{accelerator.process_index}.pkl")
     except _DAMAGE as error:
-        raise ValueError(f"{folder}: cannot resume from it ({' '.join(str(error).split())[:400]})") from None
-    return progress["step"]
+        raise ValueError(f"{folder}: cannot resume from it ({one_line(error)[:400]})") from None
+    return step
+
+
+@contextlib.contextmanager
+def _together(accelerator: Accelerator, target: Path) -> Iterator[None]:
+    """Wait for all ranks after the block. If one of them cannot write, all raise OSError: none waits for ever."""
+    problem = None
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise these on a full disk
+        problem = one_line(error)[:400] or type(error).__name__
+    problems = gather_object([problem]) if accelerator.num_processes > 1 else [problem]
+    if problem := next(filter(None, [problem, *problems]), None):
+        raise OSError(f"{target}: cannot be written ({problem})")
 
 
 def _checkpoints(run: RunFolder) -> list[tuple[int, Path]]:
@@ -132,11 +148,25 @@ def _checkpoints(run: RunFolder) -> list[tuple[int, Path]]:
 def _is_complete(folder: Path, step: int) -> bool:
     """Whether a checkpoint holds all the files that were saved, in their sizes."""
     try:
-        progress = json.loads((folder / "progress.json").read_text())
-        sizes = {name: (folder / name).stat().st_size for name in progress["files"]}
-        return bool(sizes) and progress["step"] == step and sizes == progress["files"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        saved_step, _, files = _progress(folder)
+        return saved_step == step and all((folder / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError):
         return False
+
+
+def _progress(folder: Path) -> tuple[int, int, dict[str, int]]:
+    """Step, number of processes, and sizes of the files by their names, which a checkpoint says of itself.
+
+    Raises:
+        ValueError: if it does not say it.
+    """
+    progress = read_json(folder / "progress.json", "progress.json")
+    step, processes, files = (progress.get(key) for key in ("step", "processes", "files"))
+    if not (type(step) is type(processes) is int and 0 <= step < 10**18 and 0 < processes < 10**6):
+        raise ValueError(f"progress.json says step {step!s:.30} of {processes!s:.30} processes")
+    if not isinstance(files, dict) or not files:
+        raise ValueError("progress.json names no files")
+    return step, processes, files
 
 
 def _remove_partial(run: RunFolder) -> None:

@@ -76,7 +76,8 @@ class CodewordRestarts:
         changed = quantizer.restart(list(unused.split(quantizer.codebook_sizes)), codes, generator)
         for name, mask in changed:
             self._follow(f"quantizer.{name}", mask, optimizer)
-        self.session.say(f"step {number + 1}: {int(unused.sum()):,} codewords that were not used have a new value")
+        moved = sum(int(mask.any(dim=-1).sum()) for name, mask in changed if name == "codebooks")
+        self.session.say(f"step {number + 1}: {moved:,} codewords that were not used have a new value")
 
     def _is_due(self, number: int) -> bool:
         return bool(self.every) and (number + 1) % self.every == 0

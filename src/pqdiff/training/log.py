@@ -1,11 +1,14 @@
 """The log of a run: OUTPUT_DIR/log.jsonl and the trackers."""
 
 import json
+import math
 import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+
+from pqdiff.json_text import parse_json
 
 
 class TrainingLog:
@@ -53,6 +56,16 @@ class TrainingLog:
     def cut(self, step: int) -> None:
         """Remove the lines after step `step`, because these steps are done again."""
         if self.accelerator.is_main_process and self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if line.strip().endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+            lines = self.path.read_text(errors="replace").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
+            partial = self.path.with_name(f".{self.path.name}.partial")
+            partial.write_text("".join(f"{line}\n" for line in kept))
+            partial.replace(self.path)  # a run that is killed here must not lose the lines before
+
+
+def _step_of(line: str) -> float:
+    """Step of a line; infinity if it is damaged."""
+    try:
+        return float(parse_json(line)["step"])
+    except (ValueError, TypeError, LookupError, OverflowError):
+        return math.inf

@@ -86,6 +86,29 @@ def not_negative(text: str) -> float:
     return number
 
 
+_LARGEST = {  # beyond these numbers a run takes all memory before it starts, or does not end
+    "seed": 2**63 - 1,
+    **dict.fromkeys(("resolution", "validation_resolution", "sample_size", "buckets"), 2**14),
+    **dict.fromkeys(("batch_size", "gradient_accumulation_steps", "crops", "lora_rank", "solve_batches"), 2**16),
+    **dict.fromkeys(("dataloader_workers", "num_workers"), 2**10),
+    "inference_steps": 10_000,
+    **dict.fromkeys(("num_scenes", "num_samples", "num_prompts", "fit_images", "validation_images"), 10**8),
+}
+_LARGEST_OTHER = 10**9
+
+
+def check_integers(arguments: Mapping[str, Any]) -> None:
+    """Check the integers among parsed flags before any work.
+
+    Raises:
+        ValueError: naming the flag, if one is negative or too large.
+    """
+    for name, value in arguments.items():
+        largest = _LARGEST.get(name, _LARGEST_OTHER)
+        if type(value) is int and not 0 <= value <= largest:
+            raise ValueError(f"--{name} ({value}) must be from 0 to {largest}")
+
+
 def write_config(arguments: Mapping[str, Any], path: Path) -> None:
     """Write the arguments to a file that `--config` takes."""
     path.write_text(dump_yaml(_plain(arguments), sort_keys=True))

@@ -1,6 +1,7 @@
 """The networks of the PQGAN paper: the encoder and decoder of VQGAN as diffusers has them, with a 1x1 convolution beside
 the quantizer on each side."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -55,7 +56,7 @@ class ConvTransform(Transform):
         attention = {levels[-1]} if attention_levels is None else set(attention_levels)
         if not attention <= set(levels):
             raise ValueError(f"attention_levels ({attention_levels}) must be levels from 0 to {levels[-1]}")
-        if any(width % norm_num_groups for width in self.block_out_channels):
+        if norm_num_groups < 1 or any(width % norm_num_groups for width in self.block_out_channels):
             raise ValueError(
                 f"norm_num_groups ({norm_num_groups}) must divide block_out_channels ({block_out_channels})"
             )
@@ -119,5 +120,9 @@ def _check_image_statistics(mean: Sequence[float] | None, std: Sequence[float] |
     """ValueError unless there is a mean and a positive standard deviation per channel, or neither."""
     if (mean is None) != (std is None):
         raise ValueError("image_mean and image_std must be given together, or neither")
-    if mean is not None and (len(mean) != channels or len(std) != channels or min(std) <= 0):
-        raise ValueError(f"image_mean ({mean}) and image_std ({std}) must hold {channels} values each, std positive")
+    if mean is None:
+        return
+    if not len(mean) == len(std) == channels or min(std) <= 0 or not all(map(math.isfinite, (*mean, *std))):
+        raise ValueError(
+            f"image_mean ({mean}) and image_std ({std}) must hold {channels} finite values each, std positive"
+        )

@@ -25,7 +25,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image as an upright 8-bit RGB image in sRGB, with transparency laid over white.
 
     Colors are converted as the embedded ICC profile or the gamma of a PNG says. A profile that is damaged, or of other
-    colors than the image's, is ignored; without a profile, colors are those of sRGB.
+    colors than the image's, is ignored; without a profile, colors are those of sRGB. So are colors that only cICP (PNG)
+    or nclx (AVIF) describe, which Pillow does not tell.
 
     Raises:
         ValueError: for floating-point images with values outside [0, 1] or NaN, and for integers beyond 16 bits.
