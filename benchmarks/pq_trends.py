@@ -154,7 +154,8 @@ def plot(document: dict, path: Path) -> None:
     below, left, right = (0, -11), (-9, 4), (11, -8)
     for number, (label, share) in enumerate(SHARES.items()):
         shift = (below, right, right, right, left)[number]
-        line(by_d, "d", select(rows, CLOSED, share, K=512), label, "-o", f"C{number}", shift=shift)
+        chosen = [row for row in select(rows, CLOSED, share, K=512) if row["S"] > 1 or not number]
+        line(by_d, "d", chosen, label, "-o", f"C{number}", shift=shift)
     line(by_d, "d", select(rows, CLOSED, lambda d: 4, K=512), "S = 4", "--^", "C5")
     one, half = SHARES["S = 1 (VQ)"], SHARES["S = d/2"]
     for label, fit, share, style, color, shift in (
@@ -182,22 +183,25 @@ def plot(document: dict, path: Path) -> None:
         chosen = [row for S, K in pairs for row in select(rows, CLOSED, d=MIDDLE, S=S, K=K)]
         line(equal, "S", chosen, f"{bits} per position", "-o", f"C{number}")
         for row in chosen:
-            equal.annotate(f"K = {row['K']}", (row["S"], row["psnr_dataset"]), (4, 4), textcoords="offset points")
+            equal.annotate(
+                f"K = {row['K']}", (row["S"], row["psnr_dataset"]), (5, 5), textcoords="offset points", fontsize=8
+            )
 
     for axis, title, label, ticks in (
         (by_d, "d, closed form, K = 512", "d", CHANNELS),
         (trained_by_d, "d, trained, K = 512", "d", CHANNELS),
-        (usage, "codewords used, K = 512", "d", CHANNELS),
+        (usage, "codewords used, K = 512 (legend of the panel to the left)", "d", CHANNELS),
         (by_share, "S, K = 512, closed form where not said", "S / d", (1 / 8, 1 / 4, 1 / 2, 1)),
         (by_k, f"K, d = {MIDDLE}", "K", SIZES_OF_CODEBOOKS),
-        (equal, f"S at equal bits, closed form, d = {MIDDLE}", "S", (1, 2, 4, 8, 16)),
+        (equal, f"S at equal bits, closed form, d = {MIDDLE}", "S", (1, 2, 4, 8, 16, 32)),
     ):
         axis.set(title=title, xlabel=label, ylabel="fraction" if axis is usage else "PSNR [dB]", xscale="log")
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.margins(0.1)
-        axis.legend(fontsize=8)
+        if axis is not usage:
+            axis.legend(fontsize=8)
     figure.suptitle("Numbers at points are bits per pixel")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
