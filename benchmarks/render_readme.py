@@ -221,6 +221,7 @@ def render(text: str) -> str:
         ("ways", ways_table()),
         ("table3", table3_table()),
         ("quantizers", quantizers_table()),
+        ("trends", trends_table()),
         ("vae", vae_table()),
     ):
         text, count = re.subn(
