@@ -156,6 +156,43 @@ def vae_table() -> str:
     )
 
 
+def trends_table() -> str:
+    """PSNR (and fraction of the codewords used) of product quantization by d, by K, and by S at equal bits."""
+    rows = json.loads((RESULTS / "pq_trends.json").read_text())["rows"]
+    found = {(row["fit"], row["d"], row["S"], row["K"]): row for row in rows}
+    both = ("closed form", "trained")
+
+    def cells(fits: tuple[str, ...], *sizes: int) -> str:
+        chosen = [found.get((fit, *sizes)) for fit in fits]
+        return " | ".join(f"{row['psnr_dataset']:.2f} ({row['usage']:.0%})" if row else "-" for row in chosen)
+
+    def rate(*sizes: int) -> str:
+        return f"{found[('closed form', *sizes)]['bits_per_pixel']:.4g}"
+
+    by_d = [
+        f"| d, K = 512 | VQ at {rate(4, 1, 512)} bits per pixel, closed form | trained | trained, unused codewords move "
+        f"| S = 4 at {rate(4, 4, 512)} bits, closed form | trained | S = d/2: bits | closed form | trained |",
+        "|---" * 9 + "|",
+    ]
+    for d in sorted({row["d"] for row in rows}):
+        one, four = cells((*both, "trained, restarts"), d, 1, 512), cells(both, d, 4, 512)
+        by_d.append(f"| {d} | {one} | {four} | {rate(d, d // 2, 512)} | {cells(both, d, d // 2, 512)} |")
+    by_k = [
+        "| K, d = 32 | VQ: bits per pixel | closed form | trained | S = d/2: bits per pixel | closed form | trained |",
+        "|---" * 7 + "|",
+    ]
+    for K in (128, 512, 1024, 8192, 16384):
+        one, half = ((32, S, K) for S in (1, 16))
+        by_k.append(f"| {K} | {rate(*one)} | {cells(both, *one)} | {rate(*half)} | {cells(both, *half)} |")
+    equal = ["| closed form, d = 32, at equal bits per pixel | PSNR dB by S |", "|---|---|"]
+    for bits in (12, 32, 64):
+        same = [row for row in rows if row["d"] == 32 and row["fit"] == "closed form"]
+        same = [row for row in same if row["bits_per_pixel"] == bits / 64]
+        shown = (f"S = {row['S']}, K = {row['K']}: {row['psnr_dataset']:.2f}" for row in same)
+        equal.append(f"| {bits / 64:.4g} | {'; '.join(shown)} |")
+    return "\n".join([*by_d, "", *by_k, "", *equal])
+
+
 def table3_table() -> str:
     """One row per pipeline: ratios of speed to SD2.1, counted, timed and the paper's."""
     document = json.loads((RESULTS / "table3.json").read_text())
@@ -184,6 +221,7 @@ def render(text: str) -> str:
         ("ways", ways_table()),
         ("table3", table3_table()),
         ("quantizers", quantizers_table()),
+        ("trends", trends_table()),
         ("vae", vae_table()),
     ):
         text, count = re.subn(
