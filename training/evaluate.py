@@ -1,10 +1,13 @@
-"""Measure reconstructions of tokenizers, other autoencoders and codecs on many images, on one process or many.
+"""Measure reconstructions of tokenizers, other autoencoders and codecs, and what pipelines generate, on many images.
 
     accelerate launch training/evaluate.py --dataset photos/ --models pqgan-f8-d128-s64-k512 jpeg:75 avif@1.75bpp \
         --output metrics.json
     accelerate launch training/evaluate.py --dataset imagenet-val/ --models runs/f8/autoencoder --protocol paper \
         --networks inception lpips_alex --output metrics.json
+    accelerate launch training/evaluate.py --dataset scenes --num_images 500 --pipelines tiny-precise tiny-quick \
+        --steps 25 --guidance 2 --output metrics.json
 
+A pipeline generates one image from the caption of each image of the data set, and the two sets are compared.
 Any number of processes gives the result of one. If it is killed, the same command continues. Numbers that need a network
 whose weights are missing are null, and `missing` says what to get (docs/feature_metrics.md).
 """
@@ -23,9 +26,12 @@ from tqdm import tqdm
 from pqdiff.data.captions.captioned import SCENES, StreamedImages, open_captioned
 from pqdiff.data.files import atomic_file, check_new_file
 from pqdiff.hub.local_paths import public_name
+from pqdiff.hub.pipelines import load_pipeline
 from pqdiff.metrics.evaluation import PROTOCOLS, Evaluation, EvaluationRun
+from pqdiff.metrics.generation import GenerationEvaluation
 from pqdiff.metrics.perception import NETWORKS, perception_metrics
 from pqdiff.metrics.reconstructors import build_reconstructor
+from pqdiff.models.fingerprint import fingerprint
 from pqdiff.training.run_options import check_integers
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,10 +50,14 @@ def parse(argv=None) -> argparse.Namespace:
     data.add_argument("--strict", action="store_true", help="stop at an image that cannot be read (default: name it)")
     models = parser.add_argument_group("models")
     models.add_argument(
-        "--models", nargs="+", required=True,
+        "--models", nargs="+", default=[],
         help="shipped names, folders or Hub ids of autoencoders, and codecs: jpeg:75, webp:80, avif@1.75bpp",
     )  # fmt: skip
-    models.add_argument("--dtype", choices=PRECISIONS, default="fp32", help="of the autoencoders (default: fp32)")
+    models.add_argument("--dtype", choices=PRECISIONS, default="fp32", help="of the models (default: fp32)")
+    models.add_argument("--pipelines", nargs="+", default=[], help="shipped names, folders or Hub ids of pipelines")
+    models.add_argument("--steps", type=int, default=50, help="of a generated image (default: 50)")
+    models.add_argument("--guidance", type=float, default=7.5, help="guidance scale (default: 7.5)")
+    models.add_argument("--seed", type=int, default=0, help="of the first generated image (default: 0)")
     protocol = parser.add_argument_group("protocol")
     protocol.add_argument("--resolution", type=int, default=256, help="side in pixels (default: 256)")
     protocol.add_argument("--protocol", choices=PROTOCOLS, default="pqdiff", help="how images come to that size")
@@ -61,11 +71,14 @@ def parse(argv=None) -> argparse.Namespace:
     run.add_argument("--save_every", type=int, default=200, help="images between two saves (default: 200)")
     args = parser.parse_args(argv)
     check_integers(vars(args))
-    for name in ("num_images", "save_every"):
+    for name in ("num_images", "save_every", "steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if len(set(args.models)) < len(args.models):
-        parser.error("--models names one twice")
+    names = [*args.models, *args.pipelines]
+    if not names:
+        parser.error("--models or --pipelines: name at least one")
+    if len(set(names)) < len(names):
+        parser.error("--models or --pipelines: one is named twice")
     return args
 
 
@@ -80,16 +93,19 @@ def main(argv=None) -> dict:
             raise ValueError(f"--weights ({text}) must be NETWORK=FILE, such as inception=pt_inception.pth")
         weights[network] = file
     accelerator = Accelerator()
-    options = {"num_samples": args.num_images or 1000, "resolution": args.resolution, "captions": False}
+    options = {"num_samples": args.num_images or 1000, "resolution": args.resolution, "captions": bool(args.pipelines)}
     images = open_captioned(args.dataset, args.image_column, None, args.split, args.streaming, **options)
     if args.num_images and args.dataset != SCENES:
         images = images.take(args.num_images)
-    perception = None
+    perception = sets = None
     if args.networks:
-        perception = perception_metrics(
-            args.networks, weights=weights, download=args.download, device=accelerator.device
-        )
+        options = {"weights": weights, "download": args.download, "device": accelerator.device}
+        perception = perception_metrics(args.networks, **options) if args.models else None
+        sets = perception_metrics(args.networks, **options, paired=False) if args.pipelines else None
     evaluations = {}
+    for name in args.pipelines:
+        own = sets.again() if sets is not None else None
+        evaluations[name] = generation(load_pipeline(name, PRECISIONS[args.dtype]), args, own, accelerator.device)
     for name in args.models:
         reconstructor = build_reconstructor(name, torch_dtype=PRECISIONS[args.dtype])
         if hasattr(reconstructor, "model"):
@@ -119,10 +135,38 @@ def main(argv=None) -> dict:
     return results
 
 
+def generation(pipeline, args, perception, device) -> GenerationEvaluation:
+    """The evaluation of a pipeline, whose images have the size that it was trained at."""
+    pipeline.to(device).set_progress_bar_config(disable=True)
+
+    def generate(prompt: str, seed: int) -> torch.Tensor:
+        image = pipeline(
+            prompt, num_inference_steps=args.steps, guidance_scale=args.guidance, output_type="pt",
+            generator=torch.Generator("cpu").manual_seed(seed),
+        ).images[0]  # fmt: skip
+        return (image.float().clamp(0, 1) * 255).round().byte()
+
+    described = {
+        "pipeline": type(pipeline).__name__,
+        "autoencoder": fingerprint(pipeline.vae),
+        "unet": fingerprint(pipeline.unet),
+        "scheduler": type(pipeline.scheduler).__name__,
+        "steps": args.steps,
+        "guidance": args.guidance,
+        "dtype": args.dtype,
+    }
+    evaluation = GenerationEvaluation(generate, args.seed, perception, described)
+    evaluation.prompts.to(device)
+    return evaluation
+
+
 def recipe_of(args, evaluations: dict[str, Evaluation]) -> dict:
     """What the sums depend on; the run that continues must have the same."""
-    names = ("image_column", "split", "num_images", "resolution", "protocol", "networks", "dtype")
-    described = {name: evaluation.reconstructor.describe() for name, evaluation in evaluations.items()}
+    names = ("image_column", "split", "num_images", "resolution", "protocol", "networks", "dtype", "seed")
+    described = {
+        name: e.description if isinstance(e, GenerationEvaluation) else e.reconstructor.describe()
+        for name, e in evaluations.items()
+    }
     return {**{name: getattr(args, name) for name in names}, "dataset": str(args.dataset), "models": described}
 
 

@@ -65,6 +65,15 @@ def test_a_killed_evaluation_goes_on(photos, model, tmp_path, monkeypatch):
     assert (tmp_path / "part.json").read_text() == (tmp_path / "whole.json").read_text()
 
 
+def test_a_pipeline_generates_an_image_from_each_caption(tmp_path):
+    options = ["--dataset", "scenes", "--num_images", "2", "--resolution", "64", "--pipelines", "tiny-quick"]
+    options += ["--steps", "2", "--guidance", "2", "--networks", "--output", str(tmp_path / "metrics.json")]
+    result = evaluate.main(options)["tiny-quick"]
+    assert result["num_images"] == 2
+    assert 0 <= result["metrics"]["right_all"] <= 1
+    assert {"steps": 2, "guidance": 2.0, "pipeline": "PQStableDiffusionPipeline"}.items() <= result["protocol"].items()
+
+
 def test_an_extractor_without_weights_gives_null_and_a_reason(photos, model, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     evaluate.main(arguments(photos, model, tmp_path / "metrics.json", "--networks", "inception"))

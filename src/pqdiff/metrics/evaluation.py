@@ -50,8 +50,8 @@ class Evaluation:
         self.perception = perception
         self.metrics = ReconstructionMetrics(reconstructor.codebook_sizes, perception=True)
 
-    def add(self, image: Image.Image) -> None:
-        """Reconstruct an RGB image and add it to all metrics."""
+    def add(self, image: Image.Image, caption: str = "", number: int = 0) -> None:
+        """Reconstruct an RGB image and add it to all metrics. Caption and number do not matter here."""
         if self.protocol == "paper":
             image = image.resize((self.resolution, self.resolution), Image.Resampling.BILINEAR)
         else:
@@ -100,7 +100,7 @@ class EvaluationRun:
     Process r of n takes the images r, r + n, ... Every so many images it writes its sums to `folder`.
 
     Args:
-        evaluations: by name.
+        evaluations: by name, of reconstructions or (`GenerationEvaluation`) of generated images.
         rank: number of this process.
         processes: how many there are.
         strict: whether an image that cannot be read ends the run. It is left out and named otherwise.
@@ -139,7 +139,7 @@ class EvaluationRun:
                 self.broken.append(str(error))
             else:
                 for evaluation in self.evaluations.values():
-                    evaluation.add(image)
+                    evaluation.add(image, row.caption, self.rank + (number - 1) * self.processes)
                 self.count += 1
                 self.digest = (self.digest + int.from_bytes(digest)) % 2**128  # a sum: no order of the images
             self.done = number
