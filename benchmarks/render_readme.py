@@ -193,6 +193,33 @@ def trends_table() -> str:
     return "\n".join([*by_d, "", *by_k, "", *equal])
 
 
+def lc_table() -> str:
+    """One row per point of VQGAN-LC's ablations."""
+    document = json.loads((RESULTS / "lc_codebook.json").read_text())
+    rows = ["| features | K | d | bits per pixel | PSNR dB | codewords used | H_n |", "|---|---|---|---|---|---|---|"]
+    for p in document["points"]:
+        rows.append(
+            f"| {p['features']} | {p['codebook_size']:,} | {p['latent_channels']} | {p['bits_per_pixel']:.3f} | "
+            f"{p['psnr_dataset']:.2f} | {p['codebook_utilization']:.1%} | {p['codebook_h_n']:.3f} |"
+        )
+    step = document["memory"]["step_gib"]
+    return "\n".join(
+        [*rows, "", f"A step of the published size (256 px, batch 4, 100,000 x 768, Adam) takes {step:.1f} GiB of tensors."]
+    )
+
+
+def search_table() -> str:
+    """Search in one large table: times faster than others, and memory."""
+    tables = json.loads((RESULTS / "table_search.json").read_text())["tables"]
+    rows = ["| table | ours | times faster than | memory, MB: ours / others |", "|---|---|---|---|"]
+    for name, result in tables.items():
+        faster = ", ".join(f"{other} {ratio:.1f}" for other, ratio in result["times_faster"].items())
+        others = ", ".join(f"{value:.0f}" for other, value in result["megabytes"].items() if other != "ours")
+        milliseconds = result["milliseconds"]["ours"]
+        rows.append(f"| {name} | {milliseconds:.0f} ms | {faster} | {result['megabytes']['ours']:.2f} / {others} |")
+    return "\n".join(rows)
+
+
 def table3_table() -> str:
     """One row per pipeline: ratios of speed to SD2.1, counted, timed and the paper's."""
     document = json.loads((RESULTS / "table3.json").read_text())
@@ -223,6 +250,8 @@ def render(text: str) -> str:
         ("quantizers", quantizers_table()),
         ("trends", trends_table()),
         ("vae", vae_table()),
+        ("lc", lc_table()),
+        ("search", search_table()),
     ):
         text, count = re.subn(
             rf"(<!-- {mark}: [^\n]*-->\n).*?(<!-- /{mark} -->)",
