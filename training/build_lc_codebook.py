@@ -8,11 +8,10 @@ process is killed at any moment, the same command continues. The file says which
 """
 
 import argparse
+import contextlib
 import hashlib
 import itertools
 import json
-import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from pqdiff.hub.local_paths import public_name
 from pqdiff.json_text import read_json
 from pqdiff.metrics.features import EXTRACTORS, build_features
 from pqdiff.training.run_options import check_integers
+from pqdiff.training.stopping import end_in_one_line
 
 METHODS = ("kmeans", "per_class", "random_selection")
 _IMAGES_PER_PART = 256
@@ -87,8 +87,8 @@ def main(argv=None) -> None:
     images = open_images(args)
     work = args.work or args.output.with_name(args.output.name + ".work")
     open_work(work, recipe_of(args, extractor, images))
-    names, digest = extract(args, extractor, images, work)
-    features = FeatureRows([np.load(path, mmap_mode="r") for path in sorted(work.glob("*.npy"))])
+    names, digest, parts = extract(args, extractor, images, work)
+    features = FeatureRows([open_part(path) for path in parts])
     table = cluster(args, features, names, work)
     metadata = {
         "extractor": args.extractor,
@@ -105,7 +105,10 @@ def main(argv=None) -> None:
     }
     write_features(table, args.output, {key: str(value) for key, value in metadata.items() if value is not None})
     if not args.work:
-        shutil.rmtree(work)
+        for path in (work / _RECIPE, *parts, *(part.with_suffix(".json") for part in parts)):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # other files are in it, or it is a link
+            work.rmdir()
     print(f"{args.output}: {table.shape[0]} codewords of {table.shape[1]} numbers, from {len(features)} features of "
           f"{len(names)} images")  # fmt: skip
 
@@ -153,26 +156,38 @@ def open_work(folder: Path, recipe: dict) -> None:
 
 
 @torch.no_grad()
-def extract(args, extractor, images, folder: Path) -> tuple[list[str], str]:
+def extract(args, extractor, images, folder: Path) -> tuple[list[str], str, list[Path]]:
     """Write features of all images in parts, those that are there already not again.
 
     Returns:
-        The class of each image, and a digest of all images.
+        The class of each image, a digest of all images, and the files of the parts.
     """
     rows = iter(images) if isinstance(images, StreamedImages) else map(images.row, range(len(images)))
     total = None if isinstance(images, StreamedImages) else len(images)
-    names, digest, part = [], hashlib.blake2b(digest_size=16), 0
+    names, digest, parts = [], hashlib.blake2b(digest_size=16), []
     with tqdm(total=total, unit=" images", mininterval=0.5) as progress:
         while chosen := list(itertools.islice(rows, _IMAGES_PER_PART)):
-            path = folder / f"{part:06d}.npy"
+            path = folder / f"{len(parts):06d}.npy"
             if not path.exists():
                 write_part(args, extractor, chosen, path, progress)
             record = read_json(path.with_suffix(".json"), path.name)
             names += record["classes"]
             digest.update("".join(record["digests"]).encode())
             progress.update(len(chosen))
-            part += 1
-    return names, digest.hexdigest()
+            parts.append(path)
+    return names, digest.hexdigest(), parts
+
+
+def open_part(path: Path) -> np.ndarray:
+    """What `write_part` has written, mapped into memory.
+
+    Raises:
+        ValueError: naming the file, if it is damaged.
+    """
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: is damaged, remove it ({error})") from None
 
 
 def write_part(args, extractor, rows, path: Path, progress) -> None:
@@ -221,15 +236,8 @@ def cluster(args, features: FeatureRows, names: list[str], folder: Path) -> torc
 
 def run() -> None:
     """Call `main`; a user's mistake ends with one line and exit code 2."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with end_in_one_line("build_lc_codebook"):
         main()
-    except (ValueError, OSError) as error:
-        print(f"build_lc_codebook: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("build_lc_codebook: interrupted; the same command continues from here", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

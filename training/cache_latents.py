@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -35,6 +34,7 @@ from pqdiff.models.fingerprint import fingerprint
 from pqdiff.models.loading import downsample_factor, load_autoencoder
 from pqdiff.training.run_options import check_integers
 from pqdiff.training.samples import latents_of
+from pqdiff.training.stopping import end_in_one_line
 from pqdiff.training.text import encode_captions, text_fingerprint
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -293,15 +293,8 @@ def encode(samples: list[dict], autoencoder, kind: str, device: str) -> torch.Te
 
 def run() -> None:
     """Call `main`; a user's mistake ends with one line and exit code 2."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with end_in_one_line("cache_latents"):
         main()
-    except (ValueError, OSError, SafetensorError) as error:
-        print(f"cache_latents: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("cache_latents: interrupted; the same command continues from here", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

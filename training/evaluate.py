@@ -14,13 +14,10 @@ whose weights are missing are null, and `missing` says what to get (docs/feature
 
 import argparse
 import json
-import shutil
-import sys
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 from pqdiff.data.captions.captioned import SCENES, StreamedImages, open_captioned
@@ -33,6 +30,7 @@ from pqdiff.metrics.perception import NETWORKS, perception_metrics
 from pqdiff.metrics.reconstructors import build_reconstructor
 from pqdiff.models.fingerprint import fingerprint
 from pqdiff.training.run_options import check_integers
+from pqdiff.training.stopping import end_in_one_line
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -74,11 +72,11 @@ def parse(argv=None) -> argparse.Namespace:
     for name in ("num_images", "save_every", "steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    names = [*args.models, *args.pipelines]
+    names = [public_name(name) for name in (*args.models, *args.pipelines)]  # under which the results stand in the file
     if not names:
         parser.error("--models or --pipelines: name at least one")
-    if len(set(names)) < len(names):
-        parser.error("--models or --pipelines: one is named twice")
+    if twice := {name for name in names if names.count(name) > 1}:
+        parser.error(f"models must have different names, {', '.join(twice)} comes twice: rename or link a folder")
     return args
 
 
@@ -131,7 +129,7 @@ def main(argv=None) -> dict:
             temporary.write_text(json.dumps({public_name(k): v for k, v in results.items()}, indent=2) + "\n")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        shutil.rmtree(work, ignore_errors=True)
+        run.forget()
     return results
 
 
@@ -172,14 +170,8 @@ def recipe_of(args, evaluations: dict[str, Evaluation]) -> dict:
 
 def run() -> None:
     """Call `main`; a user's mistake ends with one line and exit code 2."""
-    try:
+    with end_in_one_line("evaluate"):
         main()
-    except (ValueError, OSError, SafetensorError) as error:
-        print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("evaluate: interrupted; the same command continues from here", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -108,3 +108,18 @@ def test_a_run_begins_with_the_table(photos, work, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             build_autoencoder(ModelOptions(**options_of_model, **options), [], 64, 0)
+
+
+def test_files_of_others_stay_and_damaged_parts_are_named(photos, tmp_path):
+    """Kinds of faults B1 and C8: the folder was removed with all that it held, and an empty part gave a traceback."""
+    work, output = tmp_path / "table.work", tmp_path / "table"
+    options = ["--dataset", photos, "--resolution", 64, "--grid", 2, "--codebook_size", 6, "--device", "cpu"]
+    options = [str(option) for option in (*options, "--output", output)]
+    build(photos, work, tmp_path / "other")
+    (work / "000000.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"000000\.npy: is damaged, remove it"):
+        build_lc_codebook.main(options)
+    (work / "000000.npy").unlink()
+    (work / "mine.npy").write_text("mine")
+    build_lc_codebook.main(options)
+    assert [path.name for path in work.iterdir()] == ["mine.npy"]

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pqdiff.data.scenes.scenes import SceneDataset
 from tests import autoencoders
@@ -104,3 +106,33 @@ def test_a_file_that_is_there_is_not_replaced(photos, model, tmp_path):
     with pytest.raises(ValueError, match="--force"):
         evaluate.main(arguments(photos, model, tmp_path / "metrics.json"))
     assert (tmp_path / "metrics.json").read_text() == "mine"
+
+
+def test_files_of_others_in_the_folder_of_sums_stay(photos, model, tmp_path):
+    """Kind of fault B1, losing what is not ours: the folder was removed with all that it held."""
+    work = tmp_path / "metrics.json.work"
+    work.mkdir()
+    (work / "mine.txt").write_text("mine")
+    evaluate.main(arguments(photos, model, tmp_path / "metrics.json", "--networks", "--save_every", "1"))
+    assert [path.name for path in work.iterdir()] == ["mine.txt"]
+
+
+def test_two_models_of_one_name_are_refused(photos, model, tmp_path, capsys):
+    """Kind of fault A7, silently wrong numbers: the second one took the place of the first one in the file."""
+    with pytest.raises(SystemExit):
+        evaluate.main(arguments(photos, f"a/{model.name}", tmp_path / "x", "--models", model, f"a/b/{model.name}"))
+    assert f"{model.name} comes twice" in capsys.readouterr().err
+
+
+def test_sums_that_are_damaged_are_named(photos, model, tmp_path, monkeypatch):
+    """Kind of fault C8, tracebacks."""
+    output = tmp_path / "metrics.json"
+    options = arguments(photos, model, output, "--networks", "--save_every", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.EvaluationRun, "forget", lambda run: None)
+        evaluate.main(options)
+    output.unlink()
+    (sums,) = (tmp_path / "metrics.json.work").glob("*.safetensors")
+    save_file({name: torch.zeros(2, 3, 5) for name in load_file(sums)}, sums)
+    with pytest.raises(ValueError, match="is damaged, remove it"):
+        evaluate.main(options)

@@ -1,12 +1,13 @@
 """Signals save and stop a run; mistakes end it with one line."""
 
+import logging
 import os
 import signal
 
 import pytest
 
 from pqdiff.training import stopping
-from pqdiff.training.stopping import SIGNALS, TrainingStopped, run
+from pqdiff.training.stopping import SIGNALS, TrainingStopped, end_in_one_line, run
 from tests.training.loops import open_session, train
 
 
@@ -40,6 +41,27 @@ def test_signals_go_back_to_their_owner_at_the_end(tmp_path):
     assert [signal.getsignal(number) for number in SIGNALS] != before
     session.close()
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("end", [run, lambda main: _in_one_line(main)], ids=["trainers", "scripts"])
+def test_what_ends_a_script_is_cleaned_and_the_hub_shows_no_password(end, capsys):
+    """Kinds of faults C8 and C9: control characters and tokens were printed, and the Hub's library logs its address."""
+
+    def main():
+        logging.getLogger("huggingface_hub.file_download").warning("HEAD http://user:password@host/config.json")
+        raise ValueError("model (\x1b[31mx,\n hf_token) cannot be loaded")
+
+    with pytest.raises(SystemExit) as stopped:
+        end(main)
+    said = capsys.readouterr().err + str(stopped.value.code)
+    assert r"model (\x1b[31mx, ***" in said
+    assert "password" not in said
+    assert "\x1b" not in said
+
+
+def _in_one_line(main):
+    with end_in_one_line("script"):
+        main()
 
 
 @pytest.mark.parametrize("error", [ValueError("no such thing"), OSError("no such file"), TrainingStopped("stopped")])

@@ -1,7 +1,9 @@
 """Evaluation of reconstructions: the same numbers on one process or many, interrupted or not."""
 
+import contextlib
 import json
 import platform
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from pqdiff.metrics.reconstructors import AutoencoderReconstructor
 from pqdiff.suggestions import did_you_mean
 
 SMALLEST = 11  # pixels: the window of SSIM
+_STATE = re.compile(r"state-\d{3,}(\.json|-\d+\.safetensors)")
 PROTOCOLS = {
     "pqdiff": "shorter side, Lanczos, center crop",
     "paper": "both sides, bilinear with antialiasing: the aspect ratio is lost",
@@ -167,6 +170,14 @@ class EvaluationRun:
         }
         return {name: {**common, **evaluation.result()} for name, evaluation in self.evaluations.items()}
 
+    def forget(self) -> None:
+        """Remove the sums of all processes, and the folder if nothing else is in it."""
+        for path in self.folder.glob("state-*"):
+            if _STATE.fullmatch(path.name):
+                path.unlink()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
     def _path(self, kind: str) -> Path:
         return self.folder / f"state-{self.rank:03d}.{kind}"
 
@@ -206,7 +217,7 @@ class EvaluationRun:
                     _set_states(collection, own)
             self.done, self.count, self.broken = int(state["done"]), int(state["count"]), list(state["broken"])
             self.digest = int(state["digest"], 16)
-        except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, OSError, RuntimeError, OverflowError, SafetensorError) as error:
             raise ValueError(f"{self.folder}: is damaged, remove it: {' '.join(str(error).split())}") from None
 
 

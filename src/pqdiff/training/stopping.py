@@ -1,13 +1,17 @@
 """How a trainer ends early: by signals, after which its state is saved, and by errors, told in one line."""
 
+import contextlib
 import multiprocessing
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
+
+from pqdiff.clean_text import one_line
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE = 3.0  # seconds: within them, a second signal is the launcher's copy of the first one
@@ -49,6 +53,7 @@ def run(main: Callable[[], None]) -> None:
     signals get their former handlers back and data loader workers are ended.
     """
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    hub_logging.set_verbosity_error()  # its warnings show addresses with their passwords
     try:
         try:
             main()
@@ -56,7 +61,7 @@ def run(main: Callable[[], None]) -> None:
             traceback.clear_frames(error.__traceback__)  # frees the data loader, which then ends its workers
             raise
     except (ValueError, OSError, TrainingStopped, SafetensorError) as error:
-        sys.exit(f"{error}")
+        sys.exit(one_line(error))
     except KeyboardInterrupt:
         sys.exit("stopped at once: the steps after the last checkpoint are lost")
     finally:
@@ -65,3 +70,22 @@ def run(main: Callable[[], None]) -> None:
                 child.kill()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def end_in_one_line(name: str) -> Iterator[None]:
+    """End a script that goes on when it is called again: a user's mistake with one line and exit code 2, signals with 130.
+
+    Args:
+        name: of the script, with which the line begins.
+    """
+    hub_logging.set_verbosity_error()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except (ValueError, OSError, SafetensorError) as error:
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command continues from here", file=sys.stderr)
+        sys.exit(130)

@@ -108,3 +108,28 @@ def test_columns_that_a_tar_does_not_have_are_named(tmp_path):
     for columns in (("jpg", None), (None, "json")):
         with pytest.raises(ValueError, match=r"a: has no (image|caption)_column .*columns: png, txt"):
             list(open_captioned(folder, *columns, streaming=True))
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE], ids=["file", "name", "pax"]
+)
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["gnu", "pax"])
+def test_sizes_that_no_sample_has_are_refused_before_anything_is_read(tmp_path, kind, form):
+    """Kind of fault C7, small input and large cost: 5 MB of compressed zeros took 10 GB of memory."""
+    member = tarfile.TarInfo("0.png")
+    member.type, member.size = kind, 2**33 - 1
+    header = member.tobuf(form)
+    (tmp_path / "x.tar").write_bytes(header + bytes(20 * tarfile.BLOCKSIZE))
+    with pytest.raises(ValueError, match="bytes"):
+        list(open_captioned(tmp_path, streaming=True))
+
+
+def test_a_sample_of_many_files_is_bounded_and_so_are_captions(tmp_path, monkeypatch, rows_of):
+    """Kind of fault C7: the files of one sample are in memory together, and a text takes several times its bytes."""
+    folder = tar_of(tmp_path / "x", ("0.png", image(0)), ("0.txt", bytes(2**20 + 1)))
+    with pytest.raises(ValueError, match=r"0\.txt: has 1,048,577 bytes"):
+        rows_of(folder)
+    monkeypatch.setattr("pqdiff.data.captions.tars._MOST_BYTES", 10 * tarfile.BLOCKSIZE)
+    folder = tar_of(tmp_path / "y", *((f"0.{number}.npy", b"1") for number in range(11)), ("1.png", image(1)))
+    with pytest.raises(ValueError, match="its sample has more than"):
+        rows_of(folder)

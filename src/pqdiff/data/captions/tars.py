@@ -11,6 +11,8 @@ from pqdiff.data.captions.metadata import CAPTION_COLUMNS, captions_in, names_of
 from pqdiff.data.images.opening import IMAGE_SUFFIXES
 from pqdiff.json_text import parse_json
 
+_MOST_BYTES = 2**28  # of the files of one sample, which are in memory together
+_MOST_TEXT = 2**20  # bytes of captions, of a name, or of what else tarfile reads before it says that there is a file
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "jfif", "png", "webp", "photo")  # which of several images is the one
 
 
@@ -24,13 +26,14 @@ def tar_rows(files: list, image_column: str | None, caption_column: str | None) 
         caption_column: name of the captions after the key, such as `txt` or `json`; None takes the usual names.
 
     Raises:
-        ValueError: naming the sample, if it has several images, or captions that cannot be read.
+        ValueError: naming the sample, if it has several images, captions that cannot be read, or more than 256 MiB: a few
+            compressed bytes, or a sparse file, can stand for any size.
     """
     from datasets.utils.file_utils import xopen  # opens files on this machine and on the Hub
 
     for path, *_ in files:
-        with xopen(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
-            key, fields = None, {}
+        with xopen(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as tar:
+            key, fields, size = None, {}, 0
             for member in tar:
                 folder, _, name = member.name.rpartition("/")
                 base, _, field = name.partition(".")
@@ -38,9 +41,23 @@ def tar_rows(files: list, image_column: str | None, caption_column: str | None) 
                     continue
                 if (folder, base) != key:
                     yield from _rows(key, fields, image_column, caption_column)
-                    key, fields = (folder, base), {}
+                    key, fields, size = (folder, base), {}, 0
+                size += member.size + tarfile.BLOCKSIZE
+                if size > _MOST_BYTES:
+                    raise ValueError(f"{member.name}: its sample has more than {_MOST_BYTES:,} bytes")
                 fields[field.lower()] = tar.extractfile(member).read()
             yield from _rows(key, fields, image_column, caption_column)
+
+
+class _Member(tarfile.TarInfo):
+    """An entry of a tar file, whose header has a bounded size."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        member = super().frombuf(buf, encoding, errors)
+        if not member.isfile() and member.size > _MOST_TEXT:
+            raise ValueError(f"{member.name}: has a header of {member.size:,} bytes")
+        return member
 
 
 def _rows(key: tuple | None, fields: dict, image_column: str | None, caption_column: str | None) -> Iterator[dict]:
@@ -77,6 +94,8 @@ def _images(name: str, fields: dict) -> list[str]:
 
 def _captions(name: str, field: str, content: bytes) -> tuple[str, ...]:
     where = f"{name}.{field}"
+    if len(content) > _MOST_TEXT:
+        raise ValueError(f"{where}: has {len(content):,} bytes, which no caption has")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
