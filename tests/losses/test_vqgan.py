@@ -63,7 +63,7 @@ def test_every_part_has_its_weight(perceptual):
     parts = {
         "l1_loss": error.abs().mean(),
         "l2_loss": error.square().mean(),
-        "perceptual_loss": lpips,
+        "lpips_vgg": lpips,
         "nll": nll,
         "generator_loss": adversarial,
         "quantizer_loss": quantizer_loss.double(),

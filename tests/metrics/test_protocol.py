@@ -45,7 +45,7 @@ def known(values: dict[str, float | None]) -> dict[str, float]:
 
 
 def test_every_number_is_that_of_its_own_metric():
-    metrics = ReconstructionMetrics(DENSE, mean_difference)
+    metrics = ReconstructionMetrics(DENSE, {"lpips_vgg": mean_difference})
     reference, result, indices = batch()
     metrics.update(reference, result, indices)
     expected = {}
@@ -98,7 +98,7 @@ def work(rank: int, folder) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     results = {}
     for sizes in (DENSE, SPARSE):
-        metrics = ReconstructionMetrics(sizes, mean_difference, perception=True)
+        metrics = ReconstructionMetrics(sizes, {"lpips_vgg": mean_difference}, perception=True)
         if rank == 0:  # the other process has no images
             metrics.update(*batch(3))
         results[sizes] = metrics.compute()
@@ -111,7 +111,7 @@ def work(rank: int, folder) -> None:
 def test_processes_add_up_also_if_one_has_no_images(tmp_path):
     run_pair(work, tmp_path)
     for sizes in (DENSE, SPARSE):
-        alone = ReconstructionMetrics(sizes, mean_difference, perception=True)
+        alone = ReconstructionMetrics(sizes, {"lpips_vgg": mean_difference}, perception=True)
         alone.update(*batch(3))
         expected = alone.compute()
         for rank in range(2):

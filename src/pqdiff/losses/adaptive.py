@@ -1,7 +1,7 @@
 """Gradients of losses at the reconstruction, and the adaptive weight between two losses (VQGAN, arXiv 2012.09841).
 
-The discriminator and VGG16 are frozen while the autoencoder learns, so all their gradients pass through the
-reconstruction. Each is computed there once, and is used for both the weight and the backward pass; the reference
+The discriminator and the perceptual network are frozen while the autoencoder learns, so all their gradients pass through
+the reconstruction. Each is computed there once, and is used for both the weight and the backward pass; the reference
 implementation goes through both networks twice. Gradients are scaled by powers of two, so that they do not underflow in
 half precision.
 """

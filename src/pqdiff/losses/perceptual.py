@@ -3,6 +3,9 @@
 LPIPS takes squared differences of unit-normalized features, weights them per channel, averages them over positions and
 sums them over five stages. The channel weights come from torchmetrics. Training uses VGG16; tables in papers usually show
 LPIPS with AlexNet.
+
+On EfficientNet-Lite0, whose weights pip has, there are no learned channel weights: each is 1. That distance is not LPIPS,
+was never compared with what people see, and has a name of its own.
 """
 
 from pathlib import Path
@@ -21,22 +24,24 @@ _MIN_SIZE = 32
 
 
 class PerceptualLoss(nn.Module):
-    """LPIPS distance of images, differentiable in both. Equal images have distance 0.
+    """LPIPS or feature distance of images, differentiable in both. Equal images have distance 0.
 
     The network is frozen, always in eval mode, and computes in fp32, also under autocast.
 
     Args:
         weights: file with the network's weights. Default: the file that the environment variable PQDIFF_VGG16 or
-            PQDIFF_ALEXNET names, else for VGG16 the file on the Hub.
-        network: "vgg" or "alex".
+            PQDIFF_ALEXNET or PQDIFF_EFFICIENTNET_LITE0 names, else for VGG16 the file on the Hub, and for
+            EfficientNet-Lite0 that of its pip package.
+        network: "vgg" or "alex" for LPIPS, "efficientnet-lite0" for the distance without learned channel weights.
         sha256: beginning of the file's SHA-256, if it is another than the published ones.
         source: where the weights are looked for. Default: that of the network's class.
 
     Attributes:
+        name: "lpips_vgg", "lpips_alex" or "feature_loss_efficientnet_lite0", for logs and tables.
         digest: SHA-256 of the file of weights.
 
     Raises:
-        FileNotFoundError: if there are no weights; the message says which file to put where.
+        FileNotFoundError: if there are no weights or a package is missing; the message says what to get.
         ValueError: if the file has another SHA-256 or does not hold the weights, or there is no such network.
     """
 
@@ -52,11 +57,12 @@ class PerceptualLoss(nn.Module):
         if network not in BACKBONES:
             raise ValueError(f"network ({network!r}) is unknown: {did_you_mean(network, BACKBONES)}")
         self.trunk = BACKBONES[network]()
+        self.name = self.trunk.name
         self.digest = (source or self.trunk.weights).load_into(self.trunk, weights, sha256)
-        # Mean and standard deviation of ImageNet, for images in [-1, 1].
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
-        for stage, head in enumerate(_read_heads(network, self.trunk.channels)):
+        for name in ("shift", "scale"):
+            self.register_buffer(name, torch.tensor(getattr(self.trunk, name)).view(1, 3, 1, 1))
+        lpips, channels = self.name.startswith("lpips"), self.trunk.channels
+        for stage, head in enumerate(_read_heads(network, channels) if lpips else map(torch.ones, channels)):
             self.register_buffer(f"head_{stage}", head)
         self.eval()
 
@@ -76,8 +82,8 @@ class PerceptualLoss(nn.Module):
             )
         if min(images.shape[2:]) < _MIN_SIZE:
             raise ValueError(
-                f"images ({images.shape[2]} x {images.shape[3]}) must have sides of at least {_MIN_SIZE} px for LPIPS: "
-                "use larger crops or a perceptual weight of 0"
+                f"images ({images.shape[2]} x {images.shape[3]}) must have sides of at least {_MIN_SIZE} px for "
+                f"{self.trunk.title}: use larger crops or a perceptual weight of 0"
             )
         with torch.autocast(images.device.type, enabled=False):
             first, second = (self.trunk((x.float() - self.shift) / self.scale) for x in (images, others))

@@ -22,7 +22,7 @@ ADAPTIVE_MAX, ADAPTIVE_EPSILON = 1e4, 1e-4
 class VQGANLoss:
     """Losses of the autoencoder and of the discriminator, from one forward pass of the autoencoder.
 
-        nll = l1_weight * mean |x - x_hat| + l2_weight * mean (x - x_hat)^2 + perceptual_weight * mean LPIPS(x, x_hat)
+        nll = l1_weight * mean |x - x_hat| + l2_weight * mean (x - x_hat)^2 + perceptual_weight * mean P(x, x_hat)
         generator:      nll + disc_weight * w * f * (-mean D(x_hat)) + quantizer_weight * quantizer_loss
         discriminator:  f_D * (mean max(0, 1 - D(x)) + mean max(0, 1 + D(x_hat))) / 2      ("hinge")
                         f_D * (mean softplus(-D(x)) + mean softplus(D(x_hat))) / 2         ("vanilla")
@@ -30,9 +30,9 @@ class VQGANLoss:
         f = 1 from step disc_start on, before that 0
         f_D = 1 from step disc_start - disc_pretrain_steps on, before that 0
 
-    This is not a module and has no weights of its own. The discriminator may be wrapped for several processes or not, and
-    may be replaced between steps (`loss.network = ...`). It keeps separate batch statistics for images and
-    reconstructions.
+    P is LPIPS or another perceptual distance. This is not a module and has no weights of its own. The discriminator may be
+    wrapped for several processes or not, and may be replaced between steps (`loss.network = ...`). It keeps separate batch
+    statistics for images and reconstructions.
 
     A step is one batch, in which both optimizers may step. PQGAN's official configurations count the steps of both
     optimizers: their 1,200,005 steps are 600,000 batches. With their `disc_start` of 1 the discriminator trains from the
@@ -41,10 +41,10 @@ class VQGANLoss:
     Args:
         network: discriminator. It maps images `(B, C, H, W)` to logits, and several batches to a tuple. None trains
             without a discriminator.
-        perceptual: LPIPS, on the images' device; may be None if `perceptual_weight` is 0.
+        perceptual: P, on the images' device; may be None if `perceptual_weight` is 0.
         l1_weight: weight of the absolute differences.
         l2_weight: weight of the squared differences.
-        perceptual_weight: weight of LPIPS.
+        perceptual_weight: weight of P, which the log shows by its own name.
         quantizer_weight: weight of the quantizer's loss, which has weights of its own as well.
         disc_start: first step in which the discriminator influences the autoencoder.
         disc_pretrain_steps: number of steps before `disc_start` in which the discriminator trains already.
@@ -202,7 +202,7 @@ class VQGANLoss:
         if self.l2_weight:
             parts["l2_loss"] = self.l2_weight, F.mse_loss(output, images)
         if self.perceptual_weight:
-            parts["perceptual_loss"] = self.perceptual_weight, self.perceptual(images, output).mean()
+            parts[self.perceptual.name] = self.perceptual_weight, self.perceptual(images, output).mean()
         nll = torch.stack([weight * value for weight, value in parts.values()]).sum()
         return nll, {name: value for name, (_, value) in parts.items()}
 

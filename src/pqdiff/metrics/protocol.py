@@ -1,6 +1,6 @@
 """What is measured of reconstructions: all metrics that need no weights, and the rate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torchmetrics import MetricCollection
@@ -29,20 +29,19 @@ class ReconstructionMetrics(MetricCollection):
 
     Args:
         codebook_sizes: those of the quantizer, or None without tokens: the rate is then that of files, if there are any.
-        perceptual: perceptual distance, such as `PerceptualLoss`: distances `(B,)` of two batches of images in [-1, 1].
-            None leaves `lpips_vgg` out.
+        distances: perceptual distances by the name of the number, such as a `PerceptualLoss` by its `name`: each gives
+            distances `(B,)` of two batches of images in [-1, 1].
         perception: also `ms_ssim`, `haarpsi`, `mdsi`, `ssimulacra2` and `vif`, which take longer than the rest.
     """
 
     def __init__(
         self,
         codebook_sizes: tuple[int, ...] | None,
-        perceptual: Callable | None = None,
+        distances: Mapping[str, Callable] | None = None,
         perception: bool = False,
     ):
         metrics = {"psnr_dataset": DatasetPSNR(), "psnr_image_mean": ImagePSNR(), "ssim": ImageSSIM()}
-        if perceptual is not None:
-            metrics["lpips_vgg"] = ImageDistance(perceptual)
+        metrics |= {name: ImageDistance(distance) for name, distance in (distances or {}).items()}
         if perception:
             metrics |= {name: metric(strict=False) for name, metric in _PERCEPTION.items()}
         if codebook_sizes is None:
@@ -79,8 +78,8 @@ class ReconstructionMetrics(MetricCollection):
     def compute(self) -> dict[str, float | None]:
         """Numbers over all batches and processes by name; None stands for infinity and NaN.
 
-        `psnr_dataset` (one MSE over all pixels, dB), `psnr_image_mean` (dB), `ssim`, `lpips_vgg` if there is a network for
-        it, those of perception if they were wanted (None if an image was too small), `bits_per_pixel`,
-        `entropy_bits_per_pixel`, and `codebook_` with the names in `CodebookUsage`.
+        `psnr_dataset` (one MSE over all pixels, dB), `psnr_image_mean` (dB), `ssim`, the mean of each distance, those of
+        perception if they were wanted (None if an image was too small), `bits_per_pixel`, `entropy_bits_per_pixel`, and
+        `codebook_` with the names in `CodebookUsage`.
         """
         return {name: as_number(value) for name, value in super().compute().items()}

@@ -72,5 +72,5 @@ def say_what_runs(
     )
     session.say(
         f"memory, estimated: {weights / 2**30:.2f} GiB of weights, gradients and optimizer; {activations / 2**30:.2f} GiB "
-        f"of activations{half}, without those of VGG16 and the discriminator"
+        f"of activations{half}, without those of a perceptual network and the discriminator"
     )

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from PIL import Image
 from pqdiff.data.images.crops import resize_and_crop
 from pqdiff.data.images.grid import ERROR_GAIN, error_map, grid_image
 from pqdiff.data.images.reading import normalize, to_image, to_pixels, to_tensor
+from pqdiff.losses import PerceptualLoss
 from pqdiff.metrics.protocol import ReconstructionMetrics
 from pqdiff.models.autoencoder_pq import AutoencoderPQ
 from pqdiff.training.options import Options
@@ -47,7 +48,7 @@ class ReconstructionOptions(Options):
 
 
 class ReconstructionValidation:
-    """PSNR, SSIM, use of the codebooks and, with a network for it, LPIPS on images that are not trained on.
+    """PSNR, SSIM, use of the codebooks and, if there is one, a perceptual distance on images that are not trained on.
 
     The protocol is that of all numbers of this project: shorter side by Lanczos, center crop, 8-bit output. The images are
     shared by all ranks. Each result is a line of OUTPUT_DIR/validation/metrics.jsonl and an image
@@ -64,7 +65,7 @@ class ReconstructionValidation:
         options: when and at which size.
         model: unwrapped model to measure; the EMA model if there is one.
         images: RGB images.
-        perceptual: distance of two batches of images in [-1, 1], one number each, or None.
+        perceptual: that of the loss, or None.
 
     Raises:
         ValueError: if there are no images.
@@ -76,9 +77,10 @@ class ReconstructionValidation:
         options: ReconstructionOptions,
         model: AutoencoderPQ,
         images: Iterable[Image.Image],
-        perceptual: Callable | None = None,
+        perceptual: PerceptualLoss | None = None,
     ):
-        self.session, self.options, self.model, self.perceptual = session, options, model, perceptual
+        self.session, self.options, self.model = session, options, model
+        self.distances = {perceptual.name: perceptual} if perceptual is not None else {}
         self.resolution = options.validation_resolution or options.resolution
         pixels = [to_tensor(resize_and_crop(image, self.resolution)) for image in images]
         if not pixels:
@@ -98,7 +100,7 @@ class ReconstructionValidation:
     def measure(self, step: int) -> None:
         """Measure the model after `step` steps; all ranks must call it."""
         model, device, rows = self.model, self.session.device, []
-        metrics = ReconstructionMetrics(model.quantizer.codebook_sizes, self.perceptual).to(device)
+        metrics = ReconstructionMetrics(model.quantizer.codebook_sizes, self.distances).to(device)
         training = model.training
         model.eval()
         for pixels in self.pixels:

