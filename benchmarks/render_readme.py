@@ -204,7 +204,11 @@ def lc_table() -> str:
         )
     step = document["memory"]["step_gib"]
     return "\n".join(
-        [*rows, "", f"A step of the published size (256 px, batch 4, 100,000 x 768, Adam) takes {step:.1f} GiB of tensors."]
+        [
+            *rows,
+            "",
+            f"A step of the published size (256 px, batch 4, 100,000 x 768, Adam) takes {step:.1f} GiB of tensors.",
+        ]
     )
 
 

@@ -72,7 +72,9 @@ def parse(argv=None) -> argparse.Namespace:
     for name in ("num_images", "save_every", "steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    names = [public_name(name) for name in (*args.models, *args.pipelines)]  # under which the results stand in the file
+    names = [
+        public_name(name) for name in (*args.models, *args.pipelines)
+    ]  # under which the results stand in the file
     if not names:
         parser.error("--models or --pipelines: name at least one")
     if twice := {name for name in names if names.count(name) > 1}:
