@@ -33,12 +33,12 @@ from training.fit_tokenizers import photos
 FEATURE_DIM, GRID, FEATURE_SIDE = 1280, 10, 320  # of EfficientNet-Lite0: 100 features of each photo
 RANDOM = "random numbers"
 METHODS = {RANDOM: None, "random selection": "random_selection", "k-means": "kmeans"}
-# features, codebook_size, latent_channels
+# features, codebook_size, latent_channels, steps
 POINTS = [
-    *((features, 4096, 8) for features in (RANDOM, "random selection", "k-means")),
-    ("k-means", 4096, 32),
-    ("k-means", 1024, 8),
-    *(("random selection", size, 8) for size in (16384, 100_000)),  # k-means with as many centers takes a GPU
+    *((features, 4096, 8, 1000) for features in (RANDOM, "random selection", "k-means")),
+    ("k-means", 4096, 32, 1000),
+    *(("k-means", 1024, 8, steps) for steps in (1000, 5000)),
+    *(("random selection", size, 8, 1000) for size in (16384, 100_000)),  # k-means of as many takes a GPU
 ]
 
 
@@ -55,13 +55,13 @@ def features_file(args, features: str, codebook_size: int) -> str | None:
     return str(path)
 
 
-def measure(args, features: str, codebook_size: int, channels: int) -> dict:
+def measure(args, features: str, codebook_size: int, channels: int, steps: int) -> dict:
     """Train one point and measure it, unless that is done."""
-    folder = args.work / f"{METHODS[features]}-{codebook_size}-{channels}"
+    folder = args.work / f"{METHODS[features]}-{codebook_size}-{channels}-{steps}"
     done = folder / "result.json"
     if done.exists():
         return json.loads(done.read_text())
-    size = dict(SIZES["linear"], steps=args.steps)
+    size = dict(SIZES["linear"], steps=steps)
     start = time.perf_counter()
     model = trained_autoencoder(
         folder,
@@ -84,7 +84,7 @@ def measure(args, features: str, codebook_size: int, channels: int) -> dict:
     seconds = round(time.perf_counter() - start, 1)
     metrics = evaluate_reconstruction(model, photos(args.photos, held_out=True), RESOLUTION)["metrics"]
     kept = {name: metrics[name] for name in ("psnr_dataset", "ssim", "bits_per_pixel", "entropy_bits_per_pixel")}
-    result = {"features": features, "codebook_size": codebook_size, "latent_channels": channels, "steps": args.steps}
+    result = {"features": features, "codebook_size": codebook_size, "latent_channels": channels, "steps": steps}
     result |= {**kept, **usage(model, write_crops(args, RESOLUTION)), "seconds": seconds}
     done.write_text(json.dumps(result, indent=1) + "\n")
     return result
@@ -129,21 +129,25 @@ def main(arguments: list[str] | None = None) -> None:
         "--also", type=Path, action="append", default=[], help="further folder to train on; repeatable"
     )
     parser.add_argument("--work", type=Path, default=Path("runs/lc"), help="default: runs/lc")
-    parser.add_argument("--steps", type=int, default=1000, help="default: 1000")
+    parser.add_argument("--only", type=int, help="number of a point: train it alone, so that processes share the work")
     parser.add_argument("--threads", type=int, default=1, help="default: 1")
     parser.add_argument("--output", type=Path, help="file for the results as JSON")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     rows = []
-    for features, codebook_size, channels in POINTS:
-        rows.append(measure(args, features, codebook_size, channels))
+    for number, (features, codebook_size, channels, steps) in enumerate(POINTS):
+        if args.only not in (None, number):
+            continue
+        rows.append(measure(args, features, codebook_size, channels, steps))
         row = rows[-1]
         print(
-            f"{features:17} K {codebook_size:6} d {channels:3}: PSNR {row['psnr_dataset']:.2f} dB, "
+            f"{features:17} K {codebook_size:6} d {channels:3} steps {steps}: PSNR {row['psnr_dataset']:.2f} dB, "
             f"used {row['codebook_utilization']:.1%}, H_n {row['codebook_h_n']:.3f}",
             flush=True,
         )
+    if args.only is not None:
+        return
     document = {"machine": describe_machine(), "points": rows, "memory": step_memory()}
     print(document["memory"])
     if args.output:

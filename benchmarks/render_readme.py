@@ -196,10 +196,13 @@ def trends_table() -> str:
 def lc_table() -> str:
     """One row per point of VQGAN-LC's ablations."""
     document = json.loads((RESULTS / "lc_codebook.json").read_text())
-    rows = ["| features | K | d | bits per pixel | PSNR dB | codewords used | H_n |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| features | K | d | steps | bits per pixel | PSNR dB | codewords used | H_n |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for p in document["points"]:
         rows.append(
-            f"| {p['features']} | {p['codebook_size']:,} | {p['latent_channels']} | {p['bits_per_pixel']:.3f} | "
+            f"| {p['features']} | {p['codebook_size']:,} | {p['latent_channels']} | {p['steps']:,} | {p['bits_per_pixel']:.3f} | "
             f"{p['psnr_dataset']:.2f} | {p['codebook_utilization']:.1%} | {p['codebook_h_n']:.3f} |"
         )
     step = document["memory"]["step_gib"]

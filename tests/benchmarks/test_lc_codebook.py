@@ -8,8 +8,9 @@ from benchmarks.render_readme import RESULTS
 
 def test_committed_results_have_every_point_and_codewords_are_used():
     document = json.loads((RESULTS / "lc_codebook.json").read_text())
-    found = [tuple(p[key] for key in ("features", "codebook_size", "latent_channels")) for p in document["points"]]
+    found = [
+        tuple(p[key] for key in ("features", "codebook_size", "latent_channels", "steps")) for p in document["points"]
+    ]
     assert found == POINTS
-    small = next(p for p in document["points"] if p["codebook_size"] == 1024)
-    assert small["codebook_utilization"] >= 0.99
+    assert max(p["codebook_utilization"] for p in document["points"] if p["codebook_size"] == 1024) >= 0.99
     assert document["memory"]["step_gib"] <= 4
