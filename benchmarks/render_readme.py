@@ -203,7 +203,8 @@ def lc_table() -> str:
     for p in document["points"]:
         rows.append(
             f"| {p['features']} | {p['codebook_size']:,} | {p['latent_channels']} | {p['steps']:,} | "
-            f"{p['bits_per_pixel']:.3f} | {p['psnr_dataset']:.2f} | {p['codebook_utilization']:.1%} | {p['codebook_h_n']:.3f} |"
+            f"{p['bits_per_pixel']:.3f} | {p['psnr_dataset']:.2f} | {p['codebook_utilization']:.1%} | "
+            f"{p['codebook_h_n']:.3f} |"
         )
     step = document["memory"]["step_gib"]
     return "\n".join(
