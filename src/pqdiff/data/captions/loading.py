@@ -36,7 +36,7 @@ def load_table(
 
     try:
         dataset, trusted = _load(source, split, streaming, image_column, caption_column)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, datasets.exceptions.DatasetsError) as error:
         reason = "neither a folder of images nor a data set that can be loaded"
         if Path(source).is_dir():
             reason = f"holds no images ({', '.join(IMAGE_SUFFIXES)}), and no data set can be loaded from it"
