@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow
 import pytest
 from pyarrow import parquet
 
@@ -69,3 +70,14 @@ def test_what_a_table_says_of_its_columns_gives_one_line_or_images(tmp_path, fea
     except ValueError as error:
         problem = str(error)
     assert "\n" not in problem
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_small_table_of_large_content_is_refused(tmp_path, streaming):
+    """Kind of fault C7: 15 KB of parquet took 3 GB of memory."""
+    file = parquet_folder(tmp_path / "x") / "train-0.parquet"
+    table = parquet.read_table(file)
+    zeros = pyarrow.array([bytes(2**24 + 1)] * len(table), pyarrow.binary())
+    parquet.write_table(table.append_column("zeros", zeros), file, compression="zstd")
+    with pytest.raises(ValueError, match="which no photos are"):
+        open_captioned(tmp_path / "x", streaming=streaming)
