@@ -1,6 +1,7 @@
 """`pqdiff compare`."""
 
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -22,3 +23,17 @@ def test_compare_measures_models_and_codecs_on_the_same_images_and_draws_them(tm
     assert_refused(pqdiff(*arguments), "--force", None)
     assert_done(pqdiff(*arguments, "--force", "--no-codecs"))
     assert set(json.loads((tmp_path / "out" / "metrics.json").read_text())) == {str(f8), str(f16)}
+
+
+def test_names_with_dollars_are_drawn_as_they_are(tmp_path, pqdiff):
+    """Kind of fault B4, failing after the work: the names of models and folders were taken for formulas."""
+    pytest.importorskip("matplotlib")
+    save(tmp_path / r"$\x{$" / "a.png", 0, 40, 50)
+    arguments = ["compare", tmp_path / r"$\x{$", "-m", "jpeg:75", "-o", tmp_path / "out", "--resolution", 32]
+    assert_done(pqdiff(*arguments, "--no-codecs"))
+    assert files_in(tmp_path / "out") == ["metrics.json", "rate_quality.png"]
+
+
+def test_a_missing_library_is_named_before_the_work(tmp_path, pqdiff, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert_refused(pqdiff("compare", tmp_path, "-o", tmp_path / "out"), "install pqdiff[eval]", tmp_path / "out")

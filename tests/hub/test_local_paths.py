@@ -32,6 +32,15 @@ def test_local_paths_are_removed_and_hub_ids_stay(tmp_path):
             {"a": [{"_class_name": "A"}]},
         ),
         ({"data": "/home/me/photos", "b": "~/c/d", "c": "C:\\me\\e"}, {"data": "photos", "b": "d", "c": "e"}),
+        (  # as in metrics: names of entries, and within a sentence
+            {
+                "/home/me/a/m": 1,
+                "/home/me/b/m": 2,
+                "../c/n": "weights: /home/me/.cache/x.pth (or ~/w/y.pth) are missing",
+            },
+            {"m": 1, "m (2)": 2, "n": "weights: x.pth (or y.pth) are missing"},
+        ),
+        ({"a": "https://host/u/n, a/b/c, 1/2/3, \\n\\n, </s>/<s>"}, None),
         ({"unk_token": "/", "pad": "//", "eos": "</s>", "tokenizer_file": "tokenizer.json", "x": "a / b"}, None),
     ],
 )

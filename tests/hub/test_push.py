@@ -150,6 +150,16 @@ def test_what_the_card_shows_and_links_to_what_goes_anyway_are_sent(hub, folder)
     assert hub.repositories["user/pipe"].files["samples/b.png"] == (folder / "samples" / "a.png").read_bytes()
 
 
+def test_an_image_whose_name_is_the_end_of_another_name_stays_here(folder):
+    """Kind of fault C4: `me.png` went, because the card shows `some.png`."""
+    (folder / "README.md").write_text("![a](samples/some.png) and ![b](./shown.png)")
+    for name in ("me.png", "some.png", "shown.png"):
+        (folder / name).write_bytes(b"an image")
+    sent = push_folder(folder, "user/pipe", dry_run=True)
+    assert "shown.png" in dict(sent.files)
+    assert {"me.png", "some.png"} <= set(sent.left_out)
+
+
 def test_paths_of_this_machine_stay_here(hub, folder):
     for name in ("model_index.json", "unet/config.json", "tokenizer/tokenizer_config.json"):
         content = json.loads((folder / name).read_text())

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pqdiff.training.log import cut_lines
 from tests.training.loops import open_session, train
 from tests.training.support import steps_of
 
@@ -44,6 +45,14 @@ def test_a_log_that_cannot_be_cut_stays_whole(tmp_path, monkeypatch):
     session.log.cut(2)
     assert [line["step"] for line in steps_of(tmp_path)] == [2]
     assert not list(tmp_path.glob(".log*"))
+
+
+def test_damaged_lines_of_any_log_are_left_out(tmp_path):
+    """Kind of fault B5: such a line in the log of validation ended the run before its steps were saved."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "x": {}\n[1]\n{"x": {}}\n{"step": 3}\n')
+    cut_lines(path, 2)
+    assert path.read_text() == '{"step": 1}\n'
 
 
 def test_trackers_get_loss_and_learning_rate(tmp_path):

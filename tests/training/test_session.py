@@ -82,6 +82,15 @@ def test_data_that_changed_before_a_run_is_resumed_are_named_and_notes_on_data_a
     assert "the data are not those that this run began with (40 samples then, 20 now)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("text", ['{"0": 5}', '{"0": "x"}', '{"0": [1, 2]}', "[" * 100_000, "[]"])
+def test_a_damaged_record_of_the_data_does_not_stop_a_run(tmp_path, text):
+    """Kind of fault C8, tracebacks."""
+    train(open_session(tmp_path), 3, samples=_Counted(40))
+    (tmp_path / "data.json").write_text(text)
+    train(open_session(tmp_path, resume=True), 4, samples=_Counted(40))
+    assert json.loads((tmp_path / "data.json").read_text())["0"][0] == 40
+
+
 class _Truncated(Numbers):
     """A photo of step 4 (from 0) cannot be read."""
 

@@ -29,8 +29,12 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare models with each other and with codecs. Writes metrics.json and a plot of quality against bits per pixel."""
+    from importlib.util import find_spec
+
     from pqdiff.data.files import check_new_file
 
+    if find_spec("matplotlib") is None:  # found out before the work
+        raise ValueError("the plot needs matplotlib: install pqdiff[eval]")
     files = output / "metrics.json", output / "rate_quality.png"
     for file in files:
         check_new_file(file, force)

@@ -28,12 +28,14 @@ def convert_vae(
     ] = "gaussian",
     codebook_size: Annotated[
         int | None,
-        typer.Option(help="Codewords of Gaussian Quant, a power of 2 (default: what the latents need), or bins (64)."),
+        typer.Option(
+            help="Codewords of Gaussian Quant, a power of 2 (default: what the latents need), or bins (64).", min=2
+        ),
     ] = None,
     codebook_dim: Annotated[
         int, typer.Option(help="Channels that one codeword of Gaussian Quant codes.", min=1, max=2**12)
     ] = 1,
-    num_images: Annotated[int, typer.Option(help="At most so many images are measured on.", min=1)] = 100,
+    num_images: Annotated[int, typer.Option(help="At most so many images are measured on.", min=1, max=2**31)] = 100,
     resolution: Annotated[
         int, typer.Option(help="Side of the center crops in pixels.", min=8, max=LARGEST_SIDE)
     ] = 256,
@@ -47,7 +49,7 @@ def convert_vae(
     import math
 
     from pqdiff.cli.library_messages import silence_libraries
-    from pqdiff.cli.output import print_json
+    from pqdiff.cli.output import print_json, print_lines
     from pqdiff.data.captions.captioned import iterate_images
     from pqdiff.data.files import atomic_folder, check_new_folder
     from pqdiff.data.images.crops import resize_and_crop
@@ -98,5 +100,7 @@ def convert_vae(
                 "bits_per_group": {"least": least, "mean": mean, "most": most},
             }
         )
-    print(f"Groups of {codebook_dim} channels carry {least} to {most} bits, {mean} on average.")
-    print(f"Written: {output} ({tokenizer.bits_per_pixel:g} bits per pixel)")
+    print_lines(
+        f"Groups of {codebook_dim} channels carry {least} to {most} bits, {mean} on average.",
+        f"Written: {output} ({tokenizer.bits_per_pixel:g} bits per pixel)",
+    )

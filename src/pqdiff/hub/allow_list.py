@@ -45,7 +45,8 @@ def split(folder: Path, components: Collection[str]) -> tuple[list[str], list[st
 
     def goes(path: PurePosixPath) -> bool:
         if path.suffix in _IMAGES and str(path).isprintable() and not any(part[0] == "." for part in path.parts):
-            return path.parts[0] == _SAMPLES or str(path) in card
+            named = re.search(rf"(?<![\w./-])(\./)?{re.escape(str(path))}(?![\w-])", card)
+            return path.parts[0] == _SAMPLES or named is not None
         if len(path.parts) == 1:
             return path.name in _TOP or bool(_WEIGHTS.fullmatch(path.name))
         known = path.name in (*_MODEL, *VOCABULARIES) or _WEIGHTS.fullmatch(path.name)

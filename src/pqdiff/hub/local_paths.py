@@ -10,7 +10,8 @@ from pqdiff.json_text import parse_json
 
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)?")
 # At least two folders deep: a special token of a vocabulary may begin with a slash.
-_ABSOLUTE = re.compile(r"~[/\\].+|(file:/*|[A-Za-z]:|\\)?([/\\][^/\\]+){2,}[/\\]?")
+_ABSOLUTE = re.compile(r"(~|\.\.?)[/\\].+|(file:/*|[A-Za-z]:|\\)?([/\\][^/\\]+){2,}[/\\]?")
+_INSIDE = re.compile(r"(?<![\w:/\\.-])~?(/[\w.@+~-]+){2,}")  # within a sentence, and not of an address
 _PATH_KEY = re.compile(r".*_(path|file|dir|folder)")  # `_name_or_path`, `tokenizer_file`, `cache_dir`
 
 
@@ -23,17 +24,21 @@ def public_name(source: str | PathLike) -> str:
 def without_local_paths(value):
     """A JSON value in which no text is a path of this machine.
 
-    Entries such as `_name_or_path` are removed if they are paths, and other absolute paths become their last part.
+    Entries such as `_name_or_path` are removed if they are paths, and other absolute paths become their last part, also as
+    names of entries and within texts.
     """
     if isinstance(value, dict):
-        return {
-            key: without_local_paths(entry)
-            for key, entry in value.items()
-            if not (_PATH_KEY.fullmatch(str(key)) and isinstance(entry, str) and _is_local(entry))
-        }
+        public = {}
+        for key, entry in value.items():
+            if not (_PATH_KEY.fullmatch(str(key)) and isinstance(entry, str) and _is_local(entry)):
+                name = without_local_paths(key)
+                public[name if name not in public else f"{name} ({len(public) + 1})"] = without_local_paths(entry)
+        return public
     if isinstance(value, list):
         return [without_local_paths(entry) for entry in value]
-    return public_name(value) if isinstance(value, str) and _ABSOLUTE.fullmatch(value) else value
+    if not isinstance(value, str):
+        return value
+    return public_name(value) if _ABSOLUTE.fullmatch(value) else _INSIDE.sub(lambda path: public_name(path[0]), value)
 
 
 def forget_local_paths(folder: str | Path) -> None:

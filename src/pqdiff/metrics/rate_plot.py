@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pqdiff.clean_text import escaped
 from pqdiff.data.files import atomic_file
 
 QUALITIES = {"psnr_dataset": "PSNR [dB]", "ssim": "SSIM", "ssimulacra2": "SSIMULACRA2"}
@@ -34,7 +35,7 @@ def plot_rate_quality(results: dict[str, dict], path: Path, title: str = "") -> 
         others = {name: result for name, result in results.items() if _codec_of(name) is None}
         for number, (name, result) in enumerate(others.items()):
             rate, quality = _point(result, key)
-            label, color = name.removeprefix("pqgan-"), f"C{number % 10}"
+            label, color = _plain(name.removeprefix("pqgan-")), f"C{number % 10}"
             if quality is None:
                 continue
             if rate is None:
@@ -44,9 +45,14 @@ def plot_rate_quality(results: dict[str, dict], path: Path, title: str = "") -> 
         axis.set(xlabel="bits per pixel", ylabel=QUALITIES[key])
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
+
+
+def _plain(text: str) -> str:
+    """A name as matplotlib shows it, which would take what stands between dollars for a formula."""
+    return escaped(text).replace("$", r"\$")
 
 
 def _codec_of(name: str) -> str | None:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 
+from pqdiff.json_text import read_json
 from pqdiff.training.batches import Samples
 from pqdiff.training.run_folder import RunFolder
 
@@ -24,11 +25,13 @@ def compare_data(folder: RunFolder, samples: Samples, seed: int, resumed: bool) 
         return []
     path, known = folder.claim("data.json"), {}
     if resumed:
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            known = dict(json.loads(path.read_text()))
+        with contextlib.suppress(OSError, ValueError):  # nothing can be said if it is missing or damaged
+            known = read_json(path, path.name)
     names = " ".join(path.name for path in getattr(getattr(samples, "images", None), "paths", ()))
     now = [len(samples), hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:16]]
     before = known.get(str(seed), now)
+    if not isinstance(before, list) or [type(value) for value in before] != [int, str]:
+        before = now
     if folder.is_locked:
         path.write_text(json.dumps({**known, str(seed): now}))
     if before == now:

@@ -56,11 +56,16 @@ class TrainingLog:
     def cut(self, step: int) -> None:
         """Remove the lines after step `step`, because these steps are done again."""
         if self.accelerator.is_main_process and self.path.exists():
-            lines = self.path.read_text(errors="replace").splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
-            partial = self.path.with_name(f".{self.path.name}.partial")
-            partial.write_text("".join(f"{line}\n" for line in kept))
-            partial.replace(self.path)  # a run that is killed here must not lose the lines before
+            cut_lines(self.path, step)
+
+
+def cut_lines(path: Path, step: int) -> None:
+    """Remove the lines after step `step` from a file of JSON lines, and damaged ones."""
+    lines = path.read_text(errors="replace").splitlines()
+    kept = [line for line in lines if _step_of(line) <= step]
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(f"{line}\n" for line in kept))
+    partial.replace(path)  # a run that is killed here must not lose the lines before
 
 
 def _step_of(line: str) -> float:

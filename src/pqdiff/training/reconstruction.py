@@ -15,6 +15,7 @@ from pqdiff.data.images.reading import normalize, to_image, to_pixels, to_tensor
 from pqdiff.losses import PerceptualLoss
 from pqdiff.metrics.protocol import ReconstructionMetrics
 from pqdiff.models.autoencoder_pq import AutoencoderPQ
+from pqdiff.training.log import cut_lines
 from pqdiff.training.options import Options
 from pqdiff.training.session import Session
 
@@ -139,11 +140,10 @@ class ReconstructionValidation:
         folder = session.folder.claim("validation")
         folder.mkdir(exist_ok=True)
         path = folder / "metrics.jsonl"
-        lines = (
-            [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-        )
-        lines = [line for line in lines if line["step"] < step]  # a resumed run repeats the later ones
-        path.write_text("".join(f"{json.dumps(line)}\n" for line in [*lines, {"step": step, **values}]))
+        if path.exists():
+            cut_lines(path, step - 1)  # a resumed run repeats the later ones
+        with path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
         images = [tuple(map(to_image, (x, y, error_map(x, y)))) for x, y in rows]
         titles = ("original", "reconstruction", f"error x {ERROR_GAIN}")
         grid_image([("", row) for row in images], titles, side=256).save(folder / f"step-{step:08d}.png")

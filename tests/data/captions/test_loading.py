@@ -1,6 +1,10 @@
 """Tables of a folder are found by their own names, and by nothing that the folder says."""
 
+import json
+
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from pqdiff.data.captions.captioned import open_captioned
 from tests.data.captions.support import captions_of, parquet_folder, tar_folder
@@ -49,3 +53,31 @@ def test_hidden_tables_are_left_out(tmp_path):
     (folder / ".hidden").mkdir()
     (folder / ".hidden" / "y.parquet").write_bytes((folder / "train-0.parquet").read_bytes())
     assert len(open_captioned(folder)) == 3
+
+
+@pytest.mark.parametrize("features", [[], 5, {"photo": {"_type": 5}}, {"photo": {"_type": "Image", "decode": []}}])
+@pytest.mark.parametrize("streaming", [True, False])
+def test_what_a_table_says_of_its_columns_gives_one_line_or_images(tmp_path, features, streaming):
+    """Kind of fault C8, tracebacks: the library `datasets` raises errors of any type."""
+    file = parquet_folder(tmp_path / "x") / "train-0.parquet"
+    table = parquet.read_table(file)
+    said = json.dumps({"info": {"features": features}})
+    parquet.write_table(table.replace_schema_metadata({"huggingface": said}), file)
+    problem = ""
+    try:
+        images = open_captioned(tmp_path / "x", streaming=streaming)
+        list(images) if streaming else [images.row(0)]
+    except ValueError as error:
+        problem = str(error)
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_small_table_of_large_content_is_refused(tmp_path, streaming):
+    """Kind of fault C7: 15 KB of parquet took 3 GB of memory."""
+    file = parquet_folder(tmp_path / "x") / "train-0.parquet"
+    table = parquet.read_table(file)
+    zeros = pyarrow.array([bytes(2**24 + 1)] * len(table), pyarrow.binary())
+    parquet.write_table(table.append_column("zeros", zeros), file, compression="zstd")
+    with pytest.raises(ValueError, match="which no photos are"):
+        open_captioned(tmp_path / "x", streaming=streaming)

@@ -16,6 +16,8 @@ from pqdiff.data.images.opening import IMAGE_SUFFIXES
 from pqdiff.data.images.reading import walk
 
 _KINDS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".csv": "csv", ".json": "json"}
+_ALWAYS_FINE = 2**24  # bytes that any parquet file may hold
+_MOST_PER_BYTE = 50  # of larger ones; photos and their captions have less than 5
 _NO_TABLES = (*METADATA_FILES, "dataset_info.json", "state.json")
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -36,7 +38,7 @@ def load_table(
 
     try:
         dataset, trusted = _load(source, split, streaming, image_column, caption_column)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, datasets.exceptions.DatasetsError) as error:
         reason = "neither a folder of images nor a data set that can be loaded"
         if Path(source).is_dir():
             reason = f"holds no images ({', '.join(IMAGE_SUFFIXES)}), and no data set can be loaded from it"
@@ -58,6 +60,9 @@ def _load(source, split: str, streaming: bool, image_column: str | None, caption
             return _load_tars([str(file) for file in files], streaming, columns), None
         names = [glob.escape(str(file.absolute())) for file in files]
         options = {"data_files": {"train": names}, "split": "train", "streaming": streaming}
+        if suffix == ".parquet":
+            _check_sizes(files)
+            options["batch_size"] = 8  # rows in memory at a time: one value of the file can stand in many of them
         return datasets.load_dataset(_KINDS[suffix], **options), Path(source)
     builder = datasets.load_dataset_builder(str(source))
     if builder.name == "webdataset":
@@ -69,6 +74,19 @@ def _load(source, split: str, streaming: bool, image_column: str | None, caption
         return builder.as_streaming_dataset(split=split), trusted
     builder.download_and_prepare()
     return builder.as_dataset(split=split), trusted
+
+
+def _check_sizes(files: list[Path]) -> None:
+    """ValueError for a parquet file that says that its content is far larger than a file of photos can be."""
+    from pyarrow import parquet
+
+    for path in files:
+        footer = parquet.read_metadata(path)
+        content = sum(footer.row_group(number).total_byte_size for number in range(footer.num_row_groups))
+        if content > max(_ALWAYS_FINE, _MOST_PER_BYTE * path.stat().st_size):
+            raise ValueError(
+                f"{path.name}: {content:,} bytes in a file of {path.stat().st_size:,}, which no photos are"
+            )
 
 
 def _load_tars(paths: list[str], streaming: bool, columns: dict):

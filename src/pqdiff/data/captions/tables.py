@@ -71,7 +71,8 @@ class StreamedImages(_Table):
     def __iter__(self) -> Iterator[LazyImage]:
         import datasets
 
-        broken = (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, datasets.exceptions.DatasetsError)
+        broken = (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError)
+        broken += (zlib.error, tarfile.TarError, datasets.exceptions.DatasetsError)
         rows = itertools.islice(iter(self.dataset), self.rows.start, self.rows.stop, self.rows.step)
         for number in self.rows:
             try:
