@@ -100,7 +100,12 @@ def test_broken_images_are_named_or_end_the_run(photos):
         EvaluationRun(evaluations(), strict=True).run(rows(photos))
 
 
-def test_without_an_image_there_is_no_result(photos):
+def test_without_an_image_there_is_no_result_but_a_reason(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    run = EvaluationRun(evaluations(), strict=False)
+    run.run(rows(tmp_path))
+    with pytest.raises(ValueError, match=r"no image could be read: .*broken\.png"):
+        run.results()
     with pytest.raises(ValueError, match="images is empty"):
         EvaluationRun(evaluations()).results()
 

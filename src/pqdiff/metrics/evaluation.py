@@ -26,6 +26,7 @@ from pqdiff.suggestions import did_you_mean
 
 SMALLEST = 11  # pixels: the window of SSIM
 _STATE = re.compile(r"state-\d{3,}(\.json|-\d+\.safetensors)")
+_NO_IMAGES = "images is empty: give at least one image to evaluate on"
 PROTOCOLS = {
     "pqdiff": "shorter side, Lanczos, center crop",
     "paper": "both sides, bilinear with antialiasing: the aspect ratio is lost",
@@ -162,7 +163,8 @@ class EvaluationRun:
             distributed.all_gather_object(parts, (self.count, self.digest, self.broken))
         counts, digests, broken = zip(*parts, strict=True)
         if not sum(counts):
-            raise ValueError("images is empty: give at least one image to evaluate on")
+            errors = [error for part in broken for error in part]
+            raise ValueError(f"no image could be read: {errors[0]}" if errors else _NO_IMAGES)
         common = {
             "num_images": sum(counts),
             "broken": sorted(error for errors in broken for error in errors),
@@ -250,7 +252,7 @@ def evaluate_reconstruction(
         evaluation.add(image)
         on_image(count)
     if not count:
-        raise ValueError("images is empty: give at least one image to evaluate on")
+        raise ValueError(_NO_IMAGES)
     return {"num_images": count, **evaluation.result()}
 
 
