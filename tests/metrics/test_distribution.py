@@ -275,6 +275,7 @@ def work(rank: int, folder) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path):
     run_pair(work, tmp_path)
     x, y = map(unit, sets(25, 25))

@@ -73,6 +73,7 @@ def test_one_process_goes_on_where_two_stopped(models, together, tmp_path):
     assert_close_state(state_of(tmp_path / "run", STEPS), state_of(together, STEPS))
 
 
+@pytest.mark.slow
 def test_micro_steps_may_change_at_an_odd_step(models, tmp_path):
     together = {**OPTIONS, "batch_size": 2, "gradient_accumulation_steps": 2}
     adapt(models, tmp_path / "a", **OPTIONS, batch_size=4, checkpointing_steps=3)

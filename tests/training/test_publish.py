@@ -36,6 +36,7 @@ def pushed(models, tmp_path_factory):
         yield folder / "run", hub.repositories["user/tiny"].files, hub.address
 
 
+@pytest.mark.slow
 def test_the_pipeline_comes_back_by_repo_id_with_the_ema_weights(pushed, reference, tmp_path):
     run, _, address = pushed
     loaded = run_in_fresh_process(LOAD, address, tmp_path)

@@ -99,6 +99,7 @@ def test_a_killed_run_ends_in_the_same_state(models, trained, tmp_path):
     assert_same_state(state_of(output, STEPS), state_of(trained, STEPS))
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(models, trained, tmp_path):
     log = tmp_path / "log"
     ranks = start_ranks("train_ldm", ldm_flags(models, tmp_path / "run", batch_size=1), log)
