@@ -38,7 +38,6 @@ POINTS = [
     *((features, 4096, 8, 1000) for features in (RANDOM, "random selection", "k-means")),
     ("k-means", 4096, 32, 1000),
     *(("k-means", 1024, 8, steps) for steps in (1000, 5000)),
-    *(("random selection", size, 8, 1000) for size in (16384, 100_000)),  # k-means of as many takes a GPU
 ]
 
 
