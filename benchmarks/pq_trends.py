@@ -30,7 +30,7 @@ from pqdiff import AutoencoderPQ
 from pqdiff.data.images.crops import resize_and_crop, resize_to_cover
 from pqdiff.data.images.reading import to_tensor
 from pqdiff.fitting.closed_form import fit_closed_form
-from pqdiff.metrics.protocol import evaluate_reconstruction
+from pqdiff.metrics.evaluation import evaluate_reconstruction
 from training.fit_tokenizers import photos, training_photos
 
 CLOSED, TRAINED, RESTARTED = "closed form", "trained", "trained, restarts"

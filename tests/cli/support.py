@@ -183,6 +183,6 @@ def images_for_fit(folder, count=2):
     return folder
 
 
-def run_on_source(pqdiff, command, source, output, model):
+def run_on_source(pqdiff, command, source, output, model, *more):
     options = ["-p", F8] if command == "fit" else ["-m", model, "--resolution", 16]
-    return pqdiff(command, source, "-o", output / "result.json", *options)
+    return pqdiff(command, source, "-o", output / "result.json", *options, *more)

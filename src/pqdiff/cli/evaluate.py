@@ -11,13 +11,14 @@ from pqdiff.cli.options import LARGEST_SIDE, MODEL_HELP, Force, ImageSource, Jso
 CODEC_HELP = " Or a codec: jpeg:75, jpeg444:90, webp:80, avif:60, or at a rate such as jpeg@1.75bpp."
 _COLUMNS = {
     "psnr_dataset": "PSNR dB",
-    "psnr_image_mean": "mean PSNR",
     "ssim": "SSIM",
-    "ssimulacra2": "SSIMULACRA2",
+    "ssimulacra2": "SSIMU2",
     "bits_per_pixel": "bits/px",
     "entropy_bits_per_pixel": "entropy",
     "codebook_utilization": "used",
 }
+
+_OF_NETWORKS = {"fd_efficientnet_lite0": "FD lite0", "rfid": "rFID", "cmmd": "CMMD", "lpips_alex": "LPIPS"}
 
 Resolution = Annotated[
     int,
@@ -125,8 +126,9 @@ def print_results(results: dict, resolution: int) -> None:
 
     first = next(iter(results.values()))
     columns = {key: title for key, title in _COLUMNS.items() if any(key in r["metrics"] for r in results.values())}
-    further = sorted({key for r in results.values() for key in r["metrics"] if key.endswith("efficientnet_lite0")})
-    columns |= {key: key.removesuffix("_efficientnet_lite0").replace("_", " ") for key in further}
+    columns |= {
+        key: title for key, title in _OF_NETWORKS.items() if any(key in r["metrics"] for r in results.values())
+    }
     rows = [
         [name.removeprefix("pqgan-"), *(number(result["metrics"].get(column), 3) for column in columns)]
         for name, result in results.items()
