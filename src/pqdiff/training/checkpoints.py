@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ _NAME = re.compile(r"checkpoint-(\d{1,18})")
 _DAMAGE = (  # what accelerate, torch and safetensors raise for files that are missing, damaged, or of another run
     *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
     *(pickle.UnpicklingError, SafetensorError),
+    *(AssertionError, ArithmeticError, ImportError, MemoryError, struct.error),  # torch's reader of plain pickles
 )
 
 
