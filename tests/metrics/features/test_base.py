@@ -108,3 +108,10 @@ def test_newer_settings_of_tf32_are_understood(value):
 def test_other_images_are_refused(extractor, wrong):
     with pytest.raises(ValueError, match=r"images must be uint8 \(B, 3, H, W\), got torch"):
         extractor(wrong)
+
+
+def test_an_extractor_that_is_not_whole_is_not_built_and_one_without_positions_says_so():
+    with pytest.raises(TypeError, match="see"):
+        type("Half", (FeatureExtractor,), {"prepare": Small.prepare})()
+    with pytest.raises(ValueError, match="gives no features of positions"):
+        Small().local(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))

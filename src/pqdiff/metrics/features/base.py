@@ -1,6 +1,7 @@
 """The contract of feature extractors: networks that see images as metrics of distributions want them seen."""
 
 import contextlib
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ class FeatureOutput(NamedTuple):
     logits: torch.Tensor | None
 
 
-class FeatureExtractor(nn.Module):
+class FeatureExtractor(nn.Module, ABC):
     """A frozen network with its own preparation of images.
 
     Every image is prepared and seen on its own, in fp32 without autocast or TF32, so that neither the size of a batch nor a
@@ -44,17 +45,17 @@ class FeatureExtractor(nn.Module):
     local_dim: int = 0
     local_side: int = 0
 
+    @abstractmethod
     def prepare(self, image: torch.Tensor) -> torch.Tensor:
         """Inputs `(1, 3, h, w)` of the network for one fp32 image `(1, 3, H, W)` from 0 to 255."""
-        raise NotImplementedError
 
+    @abstractmethod
     def see(self, inputs: torch.Tensor) -> FeatureOutput:
         """What the network makes of prepared images."""
-        raise NotImplementedError
 
     def see_local(self, image: torch.Tensor) -> torch.Tensor:
-        """Features `(1, local_dim, h, w)` of positions of one fp32 image `(1, 3, H, W)` from 0 to 255."""
-        raise NotImplementedError
+        """Features `(1, local_dim, h, w)` of positions of one fp32 image `(1, 3, H, W)` from 0 to 255, if there are any."""
+        raise ValueError(f"{self.name} gives no features of positions")
 
     @torch.no_grad()
     def local(self, images: torch.Tensor) -> torch.Tensor:
@@ -63,8 +64,6 @@ class FeatureExtractor(nn.Module):
         Raises:
             ValueError: for images of another shape or type, or if the network gives no such features.
         """
-        if not self.local_dim:
-            raise ValueError(f"{self.name} gives no features of positions")
         return torch.cat(self._one_by_one(images, self.see_local))
 
     @torch.no_grad()
