@@ -3,8 +3,9 @@
     python -m benchmarks.table_search --output benchmarks/results/table_search.json
 
 One thread, 1,024 positions, calls take turns in one run; times are medians of processor time, memory is the peak of tensors
-beyond what was there. `cdist` is torch.cdist and argmin, `VectorQuantize` is vector-quantize-pytorch in eval mode with the
-same codewords. From about 64 dimensions on, all of them are a matrix product at the speed of the machine. Gaussian Quant's
+beyond what was there, and what the native search takes beside them. `cdist` is torch.cdist and argmin, `VectorQuantize` is vector-quantize-pytorch in eval mode with the
+same codewords. From 24 dimensions on
+the native search compares integers first (`quantizers/search/wide.h`). Gaussian Quant's
 published torch path is written after its paper: positions in eight parts, and for each part a tensor of positions x
 codewords x channels.
 """
@@ -20,6 +21,7 @@ from benchmarks.memory import peak_tensor_bytes
 from benchmarks.quantizer_peers import MissingPeer, vector_quantize, versions
 from benchmarks.timing import interleaved_times, summary
 from pqdiff.quantizers.gaussian import sobol_codebook
+from pqdiff.quantizers.search import backends, native
 from pqdiff.quantizers.search.gaussian import likeliest_codewords
 from pqdiff.quantizers.search.nearest import nearest_codewords
 
@@ -54,6 +56,13 @@ def table_calls(codebook_size: int, dim: int) -> dict:
     return calls
 
 
+def native_bytes(codebook_size: int, dim: int) -> int:
+    """What the native search takes beside tensors; 0 if it is not the one that serves the CPU."""
+    if backends.backend_name(torch.device("cpu")) != "native":
+        return 0
+    return native.scratch_bytes(torch.empty(1, 1, dim, POSITIONS), torch.empty(1, codebook_size, dim, device="meta"))
+
+
 def gaussian_calls(codebook_size: int = 65536, dim: int = 16) -> dict:
     """Gaussian Quant's scorer, ours and as published."""
     generator = torch.Generator().manual_seed(0)
@@ -73,11 +82,14 @@ def gaussian_calls(codebook_size: int = 65536, dim: int = 16) -> dict:
 
 
 @torch.no_grad()
-def measure(calls: dict, rounds: int) -> dict:
-    """Milliseconds and megabytes of every call, how many times faster ours is, and how many answers are the same."""
+def measure(calls: dict, rounds: int, beside: dict) -> dict:
+    """Milliseconds and megabytes of every call, how many times faster ours is, and how many answers are the same.
+
+    `beside` holds bytes that are not tensors.
+    """
     answers = {name: call() for name, call in calls.items()}
     times = summary(interleaved_times(calls, rounds, clock="processor"))
-    memory = {name: peak_tensor_bytes(call) / 1e6 for name, call in calls.items()}
+    memory = {name: (peak_tensor_bytes(call) + beside.get(name, 0)) / 1e6 for name, call in calls.items()}
     others = [name for name in calls if name != "ours"]
     return {
         "milliseconds": {name: round(times[name]["median"], 2) for name in calls},
@@ -94,8 +106,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="file for the results as JSON")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    tables = {name: measure(table_calls(*shape), args.rounds) for name, shape in TABLES.items()}
-    tables[GAUSSIAN] = measure(gaussian_calls(), max(1, args.rounds // 2))
+    tables = {
+        name: measure(table_calls(*shape), args.rounds, {"ours": native_bytes(*shape)}) for name, shape in TABLES.items()
+    }
+    tables[GAUSSIAN] = measure(gaussian_calls(), max(1, args.rounds // 2), {})
     for name, result in tables.items():
         print(f"{name:20} {result}")
     if args.output:

@@ -226,7 +226,7 @@ def test_every_vector_width_gives_the_same_codes(cache, compiler, monkeypatch, w
     monkeypatch.setattr(build, "OPTIONAL_FLAGS", [VECTOR_FLAGS[width]])
     assert search_native.why_not() is None
     torch.manual_seed(0)
-    for dim in (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 40):
+    for dim in (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 24, 31, 40):
         z, codebooks = 10 + 0.1 * torch.randn(2, 3, dim, 75), 10 + 0.1 * torch.randn(3, 53, dim)
         z[0, 0, 0, 3], z[0, 1, 0, 3] = torch.nan, torch.inf
         assert torch.equal(search_native.nearest(z, codebooks), search_plain.nearest(z, codebooks))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from benchmarks.memory import peak_tensor_bytes
 from pqdiff.quantizers.search import backends
+from pqdiff.quantizers.search import native as search_native
 from pqdiff.quantizers.search import plain as search_plain
 from pqdiff.quantizers.search.nearest import nearest_codewords, quantize_product
 
@@ -52,6 +53,8 @@ SHAPES = [  # S, D, K, N
     (2, 15, 40, 50),
     (2, 16, 40, 50),
     (1, 256, 1000, 60),
+    (2, 24, 1500, 70),
+    (1, 31, 70, 3),
     (2, 2, 1, 5),
     (2, 40, 1, 5),
 ]
@@ -156,6 +159,55 @@ def test_not_one_code_is_wrong(dim, mean, std):
     assert torch.equal(nearest_codewords(z, codebooks), brute_force(z, codebooks).argmin(3))
 
 
+def _clusters(size, dim):
+    return 5 * torch.randn(8, dim)[torch.arange(size) % 8] + 0.05 * torch.randn(size, dim)
+
+
+def _outliers(size, dim):
+    return torch.randn(size, dim) * torch.where(torch.arange(size) % 50 == 7, 300.0, 1.0)[:, None]
+
+
+WIDE_CODEBOOKS = {
+    "clusters": _clusters,
+    "a few long ones": _outliers,
+    "one heavy dimension": lambda size, dim: torch.randn(size, dim) * torch.tensor([500.0] + [1.0] * (dim - 1)),
+    "tiny": lambda size, dim: 1e-12 * torch.randn(size, dim),
+    "huge": lambda size, dim: 1e15 * torch.randn(size, dim),
+    "all equal but one": lambda size, dim: torch.ones(size, dim) + (torch.arange(size) == size // 2)[:, None],
+    "begin of VQGAN": lambda size, dim: (torch.rand(size, dim) * 2 - 1) / size,
+}
+
+
+@pytest.mark.parametrize("near", [False, True])
+@pytest.mark.parametrize("name", WIDE_CODEBOOKS)
+def test_codebooks_on_which_bounds_are_loose_are_searched_exactly(name, near):
+    torch.manual_seed(0)
+    codewords = WIDE_CODEBOOKS[name](1100, 40)
+    z = torch.randn(70, 40) * codewords.std()
+    if near:
+        z = codewords[torch.randint(1100, (70,))] + 0.01 * z
+    assert_nearest(z.T[None, None], codewords[None])
+
+
+def test_equal_codewords_in_many_dimensions_give_the_lowest_index_in_every_part_of_the_codebook():
+    torch.manual_seed(0)
+    few = torch.randint(-3, 4, (40, 300)).float()
+    codewords = few[torch.randint(40, (2500,))]  # more than are searched at once
+    z = (few + torch.randint(-1, 2, few.shape) / 4).T[None, None]
+    expected = brute_force(z, codewords[None]).argmin(3)
+    assert torch.equal(nearest_codewords(z, codewords[None]), expected)
+
+
+def test_memory_of_the_native_search_does_not_grow_with_a_codebook_of_many_dimensions(backend):
+    if backend != "native":
+        pytest.skip("the plain search is measured above")
+    z = torch.randn(1, 1, 256, 64)
+    few, many = (search_native.scratch_bytes(z, torch.empty(1, size, 256)) for size in (2048, 65536))
+    if few > 2048 * 256:
+        pytest.skip("this CPU has no AVX2: the codebook is taken once more")
+    assert few == many
+
+
 def test_a_strided_view_gives_the_same_indices():
     torch.manual_seed(0)
     z, codebooks = torch.randn(2, 30, 2, 8).transpose(1, 3), torch.randn(8, 64, 2)  # (2, 8, 2, 30)
@@ -193,7 +245,7 @@ def test_scratch_memory_is_at_most_a_megabyte_beside_the_output(shape, backend):
 @given(
     batch=st.integers(1, 3),
     subspaces=st.integers(1, 9),
-    dim=st.sampled_from([1, 2, 3, 4, 7, 16, 20]),
+    dim=st.sampled_from([1, 2, 3, 4, 7, 16, 20, 24, 45]),
     size=st.integers(1, 200),
     n=st.integers(1, 90),
     mean=st.sampled_from([0.0, 1.0, 10.0]),

@@ -38,21 +38,30 @@ def quantize(z: torch.Tensor, codebooks: torch.Tensor) -> tuple[torch.Tensor, ..
     return z_q.to(z.dtype), indices, counts, residual_sums, squared_errors.sum().float()
 
 
+def scratch_bytes(z: torch.Tensor, codebooks: torch.Tensor) -> int:
+    """Memory that a search takes beside its output, which torch's profiler does not see."""
+    threads = _threads(z, codebooks)
+    sizes = (ctypes.c_int64 * 5)(z.shape[0], *z.shape[1:], codebooks.shape[1])
+    return 4 * _load()[2](sizes, threads)
+
+
 @functools.cache
 def _load():
-    """`(function, None)`, or `(None, reason)`."""
+    """`(search, None, scratch)`, or `(None, reason, None)`: functions of the library."""
     try:
-        function = load_library().pqdiff_search
+        library = load_library()
+        function, scratch = library.pqdiff_search, library.pqdiff_scratch
     except (NativeUnavailable, AttributeError) as error:
-        return None, str(error)
+        return None, str(error), None
     pointer = ctypes.c_void_p
     sizes = ctypes.POINTER(ctypes.c_int64)
     function.argtypes = [pointer, sizes, sizes, pointer, pointer, pointer, pointer, pointer, pointer, ctypes.c_int]
     function.restype = ctypes.c_int
-    for dim in (1, 2, 20):
+    scratch.argtypes, scratch.restype = [sizes, ctypes.c_int], ctypes.c_int64
+    for dim in (1, 2, 20, 40):  # one for each way to search
         if not _is_right(function, dim):
-            return None, f"the compiled search gives wrong indices at D = {dim}: the compiler has a fault"
-    return function, None
+            return None, f"the compiled search gives wrong indices at D = {dim}: the compiler has a fault", None
+    return function, None, scratch
 
 
 def _is_right(function, dim: int) -> bool:
@@ -67,12 +76,16 @@ def _is_right(function, dim: int) -> bool:
     return torch.equal(indices, lowest)
 
 
+def _threads(z: torch.Tensor, codebooks: torch.Tensor) -> int:
+    return max(1, min(torch.get_num_threads(), z.numel() * codebooks.shape[1] // _WORK_PER_THREAD))
+
+
 def _search(function, z, codebooks, indices, *outputs) -> None:
     if not indices.numel():
         return
     batch, num_subspaces, dim, num_positions = z.shape
     codebook_size = codebooks.shape[1]
-    threads = max(1, min(torch.get_num_threads(), z.numel() * codebook_size // _WORK_PER_THREAD))
+    threads = _threads(z, codebooks)
     pointers = [output.data_ptr() for output in outputs] or [None] * 4
     failed = function(
         z.data_ptr(),

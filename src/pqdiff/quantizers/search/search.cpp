@@ -5,6 +5,8 @@
 // a lane, by the same arithmetic, so that the index is found by equality. Distances are sums of (z - c)^2, never the
 // expanded square: nothing cancels, wherever the data lie. Padding codewords are infinite and can never win.
 //
+// From WIDE dimensions on, integers rule out most codewords first: see wide.h.
+//
 // No -ffast-math: NaN, infinities and ties are defined. The vector layer below names every fused multiply-add, and the
 // build forbids others, or the two scans could round differently.
 
@@ -17,6 +19,9 @@
 #endif
 #ifdef _OPENMP
 #include <omp.h>
+#endif
+#if defined(__AVX2__) && defined(__FMA__)
+#include "wide.h"
 #endif
 
 namespace {
@@ -82,6 +87,7 @@ constexpr int CHUNK = 16;                      // terms summed one by one; chunk
 constexpr int VECTORS = REGISTERS / 8;         // pixels in flight, in vectors
 constexpr int BLOCK = VECTORS * LANES;         // pixels in flight
 constexpr int SMALL = 8;                       // dimensions up to which a pixel stays in registers
+constexpr int WIDE = 24;                       // dimensions from which integers are faster
 
 struct Problem {
   const float* z;          // (B, S, D, N) with strides
@@ -231,6 +237,22 @@ Find find_for(int64_t dim) {
   }
 }
 
+// Codewords of `count` pixels from n on, where they are wanted.
+void write_codewords(const Problem& q, int64_t s, int64_t b, int64_t n, int64_t count) {
+  if (!q.z_q) return;
+  const int64_t* indices = q.indices + (b * q.subspaces + s) * q.positions + n;
+  const float* z = q.z + b * q.strides[0] + s * q.strides[1] + n * q.strides[3];
+  const float* codebook = q.codebooks + s * q.codewords * q.dim;
+  for (int64_t d = 0; d < q.dim; ++d) {
+    const float* row = z + d * q.strides[2];
+    float* plane = q.z_q + ((b * q.subspaces + s) * q.dim + d) * q.positions + n;
+    for (int64_t i = 0; i < count; ++i) {
+      const float value = row[i * q.strides[3]];
+      plane[i] = value == value ? codebook[indices[i] * q.dim + d] : value;  // NaN stays visible
+    }
+  }
+}
+
 // Indices and codewords of at most BLOCK pixels from n on.
 void search_block(const Problem& q, Find find, float* x, int64_t s, int64_t b, int64_t n) {
   const int count = int(q.positions - n < BLOCK ? q.positions - n : BLOCK);
@@ -244,18 +266,8 @@ void search_block(const Problem& q, Find find, float* x, int64_t s, int64_t b, i
       for (int i = 0; i < count; ++i) row[i] = plane[i * q.strides[3]];
     for (int i = count; i < BLOCK; ++i) row[i] = 0;
   }
-  int64_t* indices = q.indices + (b * q.subspaces + s) * q.positions + n;
-  find(x, q.table + s * q.runs * q.dim * RUN, q, indices, count);
-  if (!q.z_q) return;
-  const float* codebook = q.codebooks + s * q.codewords * q.dim;
-  for (int64_t d = 0; d < q.dim; ++d) {
-    const float* row = x + d * BLOCK;
-    float* plane = q.z_q + ((b * q.subspaces + s) * q.dim + d) * q.positions + n;
-    for (int i = 0; i < count; ++i) {
-      const float c = codebook[indices[i] * q.dim + d];
-      plane[i] = row[i] == row[i] ? c : row[i];  // NaN stays visible
-    }
-  }
+  find(x, q.table + s * q.runs * q.dim * RUN, q, q.indices + (b * q.subspaces + s) * q.positions + n, count);
+  write_codewords(q, s, b, n, count);
 }
 
 // Uses of every codeword of subspace s, sums of residuals z - c, and squared error: pixels n to stop of image b.
@@ -279,19 +291,128 @@ void accumulate(const Problem& q, int64_t s, int64_t b, int64_t n, int64_t stop)
   q.squared_errors[s] += squared;
 }
 
+#if defined(__AVX2__) && defined(__FMA__)
+
+bool is_wide(const int64_t* sizes) { return sizes[2] >= WIDE && sizes[2] <= wide::LARGEST_DIM; }
+
+int64_t wide_floats(const int64_t* sizes, int threads) {
+  const wide::Sizes size(sizes[2], sizes[4]);
+  return size.shared(sizes[0] * sizes[3]) + threads * size.of_a_thread();
+}
+
+// Subspace after subspace and tile after tile of its codewords; the threads share the vectors.
+void search_wide(const Problem& q, float* memory, int threads) {
+  const wide::Sizes size(q.dim, q.codewords);
+  const int64_t blocks = (q.positions + wide::BLOCK - 1) / wide::BLOCK;
+  int8_t* table = reinterpret_cast<int8_t*>(memory);
+  float* next = memory + size.tile * (size.padded_dim / 4);
+  wide::Codewords kept{next, next + size.tile, next + 2 * size.tile, next + 3 * size.tile,
+                       reinterpret_cast<int32_t*>(next + 4 * size.tile)};
+  float* mean = next + 5 * size.tile;
+  float* scratch = mean + size.padded_dim;
+  float* best = scratch + threads * size.of_a_thread();  // (B, N)
+
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1)
+#endif
+  {
+#ifdef _OPENMP
+    float* x = scratch + omp_get_thread_num() * size.of_a_thread();
+#else
+    float* x = scratch;
+#endif
+    float* work = x + wide::BLOCK * size.padded_dim;
+    for (int64_t s = 0; s < q.subspaces; ++s) {
+      const float* codebook = q.codebooks + s * q.codewords * q.dim;
+#ifdef _OPENMP
+#pragma omp for schedule(static)
+#endif
+      for (int64_t d = 0; d < size.padded_dim; d += wide::STEP) {
+        const int64_t width = q.dim - d < wide::STEP ? q.dim - d : wide::STEP;
+        double total[wide::STEP] = {};
+        for (int64_t k = 0; k < q.codewords; ++k)
+          for (int64_t i = 0; i < width; ++i) total[i] += codebook[k * q.dim + d + i];
+        for (int64_t i = 0; i < wide::STEP; ++i) mean[d + i] = float(total[i] / q.codewords);
+      }
+      for (int64_t first = 0; first < q.codewords; first += size.tile) {
+        const int64_t codewords = q.codewords - first < size.tile ? q.codewords - first : size.tile;
+        const float* tile = codebook + first * q.dim;
+#ifdef _OPENMP
+#pragma omp for schedule(static)
+#endif
+        for (int64_t k = 0; k < codewords; k += wide::GROUP)
+          wide::prepare_group(tile, mean, size, k, codewords, work, table, kept);
+        float largest_norm = 0;
+        for (int64_t k = 0; k < codewords; ++k) largest_norm = kept.norm[k] > largest_norm ? kept.norm[k] : largest_norm;
+#ifdef _OPENMP
+#pragma omp for schedule(dynamic)
+#endif
+        for (int64_t task = 0; task < q.batch * blocks; ++task) {
+          const int64_t b = task / blocks, n = task % blocks * wide::BLOCK;
+          const int count = int(q.positions - n < wide::BLOCK ? q.positions - n : wide::BLOCK);
+          const float* z = q.z + b * q.strides[0] + s * q.strides[1] + n * q.strides[3];
+          for (int64_t d = 0; d < size.padded_dim; d += wide::STEP) {  // few planes at a time: they lie far apart
+            const int64_t width = q.dim - d < wide::STEP ? q.dim - d : wide::STEP;
+            for (int i = 0; i < count; ++i) {
+              float* row = x + i * size.padded_dim + d;
+              for (int64_t j = 0; j < width; ++j) row[j] = z[(d + j) * q.strides[2] + i * q.strides[3]];
+              for (int64_t j = width; j < wide::STEP; ++j) row[j] = 0;
+            }
+          }
+          int64_t* indices = q.indices + (b * q.subspaces + s) * q.positions + n;
+          float* least = best + b * q.positions + n;
+          for (int i = 0; first == 0 && i < count; ++i) indices[i] = 0, least[i] = INF;
+          wide::search_tile(
+              x, count, mean, tile, first, codewords, largest_norm, table, kept, size, work, least, indices);
+        }
+      }
+#ifdef _OPENMP
+#pragma omp for schedule(static)
+#endif
+      for (int64_t b = 0; b < q.batch; ++b) write_codewords(q, s, b, 0, q.positions);
+#ifdef _OPENMP
+#pragma omp single
+#endif
+      for (int64_t b = 0; q.counts && b < q.batch; ++b)
+        for (int64_t n = 0; n < q.positions; n += BLOCK)
+          accumulate(q, s, b, n, n + BLOCK < q.positions ? n + BLOCK : q.positions);
+    }
+  }
+}
+
+#else
+
+bool is_wide(const int64_t*) { return false; }
+int64_t wide_floats(const int64_t*, int) { return 0; }
+void search_wide(const Problem&, float*, int) {}
+
+#endif
+
+int64_t runs_of(int64_t codewords) { return (codewords + RUN - 1) / RUN; }
+
 }  // namespace
+
+// Floats of memory that a search takes beside what it is given.
+extern "C" int64_t pqdiff_scratch(const int64_t* sizes, int threads) {
+  if (is_wide(sizes)) return wide_floats(sizes, threads);
+  return sizes[1] * runs_of(sizes[4]) * sizes[2] * RUN + threads * sizes[2] * BLOCK;
+}
 
 // Fills indices, and unless they are null z_q, counts, residual_sums and squared_errors (all zero before, and only
 // together with z_q). 0 on success, 1 if memory is short. The result does not depend on the number of threads.
 extern "C" int pqdiff_search(
     const float* z, const int64_t* strides, const int64_t* sizes, const float* codebooks, int64_t* indices, float* z_q,
     int32_t* counts, float* residual_sums, double* squared_errors, int threads) {
-  Problem q{z, strides, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], (sizes[4] + RUN - 1) / RUN, nullptr,
+  Problem q{z, strides, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], runs_of(sizes[4]), nullptr,
             codebooks, indices, z_q, counts, residual_sums, squared_errors};
   const int64_t table_floats = q.subspaces * q.runs * q.dim * RUN, scratch_floats = q.dim * BLOCK;
   float* memory = nullptr;
-  if (posix_memalign(reinterpret_cast<void**>(&memory), 64, sizeof(float) * (table_floats + threads * scratch_floats)))
-    return 1;
+  if (posix_memalign(reinterpret_cast<void**>(&memory), 64, sizeof(float) * pqdiff_scratch(sizes, threads))) return 1;
+  if (is_wide(sizes)) {
+    search_wide(q, memory, threads);
+    free(memory);
+    return 0;
+  }
   float* table = memory;
   q.table = table;
   const Find find = find_for(q.dim);
