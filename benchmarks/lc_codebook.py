@@ -33,30 +33,39 @@ from training.fit_tokenizers import photos
 FEATURE_DIM, GRID, FEATURE_SIDE = 1280, 10, 320  # of EfficientNet-Lite0: 100 features of each photo
 RANDOM = "random numbers"
 METHODS = {RANDOM: None, "random selection": "random_selection", "k-means": "kmeans"}
+METHODS |= {f"{name}, unit length": method for name, method in list(METHODS.items())[1:]}
+SELECTED, CLUSTERED = "random selection, unit length", "k-means, unit length"
 # features, codebook_size, latent_channels, steps
 POINTS = [
-    *((features, 4096, 8, 1000) for features in (RANDOM, "random selection", "k-means")),
-    ("k-means", 4096, 32, 1000),
+    *((features, 4096, 8, 1000) for features in METHODS),
+    *((CLUSTERED, 4096, channels, 1000) for channels in (32, 128, 512)),
     *(("k-means", 1024, 8, steps) for steps in (1000, 5000)),
+    *((CLUSTERED, 1024, 8, steps) for steps in (1000, 5000)),
+    *((SELECTED, codebook_size, 8, 1000) for codebook_size in (16384, 100_000)),
 ]
+
+
+def file_name(features: str) -> str:
+    return f"{METHODS[features]}{'-unit' * features.endswith('unit length')}"
 
 
 def features_file(args, features: str, codebook_size: int) -> str | None:
     """The table of this kind and size, which is built once. None for random numbers, which need no file."""
     if METHODS[features] is None:
         return None
-    path = args.work / f"{METHODS[features]}-{codebook_size}.safetensors"
+    path = args.work / f"{file_name(features)}-{codebook_size}.safetensors"
     if not path.exists():
         folder = write_crops(args, RESOLUTION)
         options = {"dataset": folder, "method": METHODS[features], "codebook_size": codebook_size, "output": path}
         options |= {"grid": GRID, "resolution": FEATURE_SIDE, "work": args.work / "features", "passes": 2}
-        build_lc_codebook.main([part for key, value in options.items() for part in (f"--{key}", str(value))])
+        arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+        build_lc_codebook.main(arguments + ["--unit_length"] * features.endswith("unit length"))
     return str(path)
 
 
 def measure(args, features: str, codebook_size: int, channels: int, steps: int) -> dict:
     """Train one point and measure it, unless that is done."""
-    folder = args.work / f"{METHODS[features]}-{codebook_size}-{channels}-{steps}"
+    folder = args.work / f"{file_name(features)}-{codebook_size}-{channels}-{steps}"
     done = folder / "result.json"
     if done.exists():
         return json.loads(done.read_text())

@@ -64,6 +64,10 @@ def parse(argv=None) -> argparse.Namespace:
     clusters.add_argument("--method", choices=METHODS, default="kmeans", help="default: kmeans, all images together")
     clusters.add_argument("--passes", type=int, default=4, help="of kmeans over all features (default: 4)")
     clusters.add_argument("--batch_size", type=int, default=8192, help="features at once in kmeans (default: 8192)")
+    clusters.add_argument(
+        "--unit_length", action="store_true",
+        help="features and codewords of length 1: more codewords are used, at a slightly larger error",
+    )  # fmt: skip
     clusters.add_argument("--seed", type=int, default=0, help="default: 0")
     run = parser.add_argument_group("run")
     run.add_argument("--output", type=Path, required=True, help="new file for the table")
@@ -88,8 +92,10 @@ def main(argv=None) -> None:
     work = args.work or args.output.with_name(args.output.name + ".work")
     open_work(work, recipe_of(args, extractor, images))
     names, digest, parts = extract(args, extractor, images, work)
-    features = FeatureRows([open_part(path) for path in parts])
+    features = FeatureRows([open_part(path) for path in parts], args.unit_length)
     table = cluster(args, features, names, work)
+    if args.unit_length:
+        table = F.normalize(table, dim=1)  # a mean of features is shorter than they are
     metadata = {
         "extractor": args.extractor,
         "extractor_digest": extractor.digest,
@@ -97,6 +103,7 @@ def main(argv=None) -> None:
         "grid": args.grid,
         "method": args.method,
         "passes": args.passes if args.method == "kmeans" else None,
+        "unit_length": args.unit_length,
         "seed": args.seed,
         "dataset": public_name(args.dataset),
         "dataset_digest": digest,
@@ -221,7 +228,8 @@ def cluster(args, features: FeatureRows, names: list[str], folder: Path) -> torc
         with tqdm(total=len(order), unit=" classes") as progress:
             return cluster_classes(features, classes, args.codebook_size, args.seed, progress.update)
     means = MiniBatchKMeans(features, args.codebook_size, args.seed, args.passes, args.batch_size, args.device)
-    state = folder / f"{args.codebook_size}-{args.seed}-{args.passes}-{args.batch_size}-{_STATE}"
+    settings = (args.codebook_size, args.seed, args.passes, args.batch_size, "unit" if args.unit_length else "raw")
+    state = folder / "-".join([*map(str, settings), _STATE])
     if state.exists():
         means.load(state)
     with tqdm(initial=means.step, total=means.steps, unit=" batches") as progress:

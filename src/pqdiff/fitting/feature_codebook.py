@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -24,10 +25,11 @@ class FeatureRows:
 
     Args:
         parts: arrays `(n, F)` of a floating dtype.
+        unit_length: divide every row by its length, as features of CLIP are compared.
     """
 
-    def __init__(self, parts: Sequence[np.ndarray]):
-        self.parts = list(parts)
+    def __init__(self, parts: Sequence[np.ndarray], unit_length: bool = False):
+        self.parts, self.unit_length = list(parts), unit_length
         self.ends = np.cumsum([len(part) for part in parts])
 
     def __len__(self) -> int:
@@ -46,7 +48,8 @@ class FeatureRows:
             here = found == part
             start = self.ends[part] - len(self.parts[part])
             result[here] = self.parts[part][numbers[here] - start]
-        return torch.from_numpy(result)
+        table = torch.from_numpy(result)
+        return F.normalize(table, dim=1) if self.unit_length else table
 
 
 def select_rows(features: FeatureRows, codebook_size: int, seed: int) -> torch.Tensor:
