@@ -3,11 +3,10 @@
     python -m benchmarks.table_search --output benchmarks/results/table_search.json
 
 One thread, 1,024 positions, calls take turns in one run; times are medians of processor time, memory is the peak of tensors
-beyond what was there, and what the native search takes beside them. `cdist` is torch.cdist and argmin, `VectorQuantize` is vector-quantize-pytorch in eval mode with the
-same codewords. From 24 dimensions on
-the native search compares integers first (`quantizers/search/wide.h`). Gaussian Quant's
-published torch path is written after its paper: positions in eight parts, and for each part a tensor of positions x
-codewords x channels.
+beyond what was there, and what the native search takes beside them. `cdist` is torch.cdist and argmin, `VectorQuantize` is
+vector-quantize-pytorch in eval mode with the same codewords. From 24 dimensions on the native search compares integers
+first (`quantizers/search/wide.h`). Gaussian Quant's published torch path is written after its paper: positions in eight
+parts, and for each part a tensor of positions x codewords x channels.
 """
 
 import argparse
@@ -107,7 +106,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     tables = {
-        name: measure(table_calls(*shape), args.rounds, {"ours": native_bytes(*shape)}) for name, shape in TABLES.items()
+        name: measure(table_calls(*shape), args.rounds, {"ours": native_bytes(*shape)})
+        for name, shape in TABLES.items()
     }
     tables[GAUSSIAN] = measure(gaussian_calls(), max(1, args.rounds // 2), {})
     for name, result in tables.items():

@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import platform
+import subprocess
 import threading
 
 import pytest
@@ -230,3 +231,54 @@ def test_every_vector_width_gives_the_same_codes(cache, compiler, monkeypatch, w
         z, codebooks = 10 + 0.1 * torch.randn(2, 3, dim, 75), 10 + 0.1 * torch.randn(3, 53, dim)
         z[0, 0, 0, 3], z[0, 1, 0, 3] = torch.nan, torch.inf
         assert torch.equal(search_native.nearest(z, codebooks), search_plain.nearest(z, codebooks))
+
+
+HARNESS = """
+#include SOURCE
+#include <random>
+#include <vector>
+int main() {
+  std::mt19937 random(0);
+  std::normal_distribution<float> normal;
+  for (int round = 0; round < 120; ++round) {
+    const int64_t batch = 1 + random() % 2, subspaces = 1 + random() % 3, positions = 1 + random() % 150;
+    const int64_t dim = 1 + random() % (round % 4 ? 60 : 1500), codewords = 1 + random() % (round % 3 ? 300 : 2000);
+    std::vector<float> z(batch * subspaces * dim * positions), codebooks(subspaces * codewords * dim);
+    for (float& value : z) value = normal(random);
+    for (float& value : codebooks) value = normal(random);
+    std::vector<float> z_q(z.size()), sums(codebooks.size());
+    std::vector<int64_t> indices(batch * subspaces * positions);
+    std::vector<int32_t> counts(subspaces * codewords);
+    std::vector<double> errors(subspaces);
+    const int64_t strides[] = {subspaces * dim * positions, dim * positions, positions, 1};
+    const int64_t sizes[] = {batch, subspaces, dim, positions, codewords};
+    if (pqdiff_search(z.data(), strides, sizes, codebooks.data(), indices.data(), z_q.data(), counts.data(), sums.data(),
+                      errors.data(), 1 + round % 3))
+      return 1;
+    for (int64_t index : indices)
+      if (index < 0 || index >= codewords) return 2;
+  }
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", VECTOR_FLAGS)
+def test_no_byte_is_touched_beside_what_is_given(compiler, tmp_path, width):
+    source, program = tmp_path / "harness.cpp", tmp_path / "harness"
+    source.write_text(HARNESS)
+    flags = [
+        "-std=c++17",
+        "-O1",
+        "-fopenmp",
+        "-ffp-contract=off",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+    ]
+    flags += VECTOR_FLAGS[width] + [f'-DSOURCE="{build.SOURCE}"']
+    if subprocess.run([*compiler, *flags, "-o", program, source], capture_output=True).returncode:
+        pytest.skip("the compiler has no address sanitizer or no such vectors")
+    if width != "portable" and {"avx2": "avx2", "avx512": "avx512f"}[width] not in CPU_FLAGS:
+        pytest.skip(f"this CPU has no {width}")
+    result = subprocess.run([program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,6 +1,6 @@
 """Builds search.cpp on its first use with the compiler of the machine, and keeps the result in the user's cache folder.
 
-It needs no build system and no torch headers: it is one file and its header, with a C interface, that compile in seconds. Every
+It needs no build system and no torch headers: one file and its header, with a C interface, compile in seconds. Every
 failure becomes a `NativeUnavailable` with a reason in one line.
 """
 

@@ -45,9 +45,11 @@ struct Sizes {
     const int64_t fits = std::clamp<int64_t>(TILE_BYTES / padded_dim, GROUP, LARGEST_TILE);
     tile = (std::min(fits, codewords) + GROUP - 1) / GROUP * GROUP;
   }
-  // In floats: the mean, a tile, and the best distance of every vector; and for each thread a block, its integers, bounds.
+  // In floats: the mean, a tile, and the best distance of every vector; and for each thread a block, the integers of some
+  // rows, and their bounds, in whose place a vector without the mean is held before.
   int64_t shared(int64_t vectors) const { return padded_dim + tile * (padded_dim / 4 + 5) + vectors; }
-  int64_t of_a_thread() const { return BLOCK * padded_dim + ROWS * (padded_dim / 4 + tile); }
+  int64_t bounds() const { return std::max(ROWS * tile, padded_dim); }
+  int64_t of_a_thread() const { return BLOCK * padded_dim + ROWS * padded_dim / 4 + bounds(); }
 };
 
 inline float sum(__m256 a) {
