@@ -28,6 +28,12 @@ def test_rows_of_several_parts_are_those_of_one_table():
     assert torch.equal(features.rows(numbers), table[numbers])
 
 
+def test_rows_of_unit_length_keep_their_direction():
+    features, table = features_in_parts(5, 9)
+    rows = FeatureRows(features.parts, unit_length=True).rows(torch.arange(14))
+    torch.testing.assert_close(rows, table / table.square().sum(dim=1, keepdim=True).sqrt())
+
+
 def test_selected_rows_are_different_ones_and_the_same_for_a_seed():
     features, table = features_in_parts(20, 20)
     chosen = select_rows(features, 30, seed=1)

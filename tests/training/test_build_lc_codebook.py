@@ -55,7 +55,7 @@ def test_a_table_says_which_images_and_which_network_it_comes_from(work):
     assert metadata | {"dataset_digest": ""} == {
         "format": "pqdiff-features-1", "extractor": "efficientnet_lite0", "resolution": "64", "grid": "2",
         "extractor_digest": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", "method": "kmeans",
-        "passes": "4", "seed": "0", "dataset": "photos", "dataset_digest": "", "images": "4", "features": "16",
+        "passes": "4", "unit_length": "False", "seed": "0", "dataset": "photos", "dataset_digest": "", "images": "4", "features": "16",
     }  # fmt: skip
 
 
@@ -73,6 +73,13 @@ def test_other_methods_use_the_same_features(photos, work, tmp_path, method):
     assert table.shape == (6, 1280)
     assert metadata["method"] == method
     assert not torch.equal(table, work[1][0])
+
+
+@pytest.mark.parametrize("method", ["kmeans", "per_class", "random_selection"])
+def test_codewords_of_unit_length_come_from_features_of_unit_length(photos, work, tmp_path, method):
+    table, metadata = build(photos, work[0], tmp_path / "table", "--method", method, "--unit_length")
+    torch.testing.assert_close(table.float().norm(dim=1), torch.ones(6), atol=2e-3, rtol=0)
+    assert metadata["unit_length"] == "True"
 
 
 def test_features_of_other_settings_are_not_mixed(photos, work, tmp_path):
