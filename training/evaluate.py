@@ -28,6 +28,7 @@ from pqdiff.metrics.evaluation import PROTOCOLS, Evaluation, EvaluationRun
 from pqdiff.metrics.generation import GenerationEvaluation
 from pqdiff.metrics.perception import NETWORKS, perception_metrics
 from pqdiff.metrics.reconstructors import build_reconstructor
+from pqdiff.metrics.robustness import with_noise
 from pqdiff.models.fingerprint import fingerprint
 from pqdiff.training.run_options import check_integers
 from pqdiff.training.stopping import end_in_one_line
@@ -50,6 +51,10 @@ def parse(argv=None) -> argparse.Namespace:
     models.add_argument(
         "--models", nargs="+", default=[],
         help="shipped names, folders or Hub ids of autoencoders, and codecs: jpeg:75, webp:80, avif@1.75bpp",
+    )  # fmt: skip
+    models.add_argument(
+        "--noise", nargs="+", type=float, default=[],
+        help="also measure tokenizers with noise of these standard deviations on their latents, such as 0.1 0.3",
     )  # fmt: skip
     models.add_argument("--dtype", choices=PRECISIONS, default="fp32", help="of the models (default: fp32)")
     models.add_argument("--pipelines", nargs="+", default=[], help="shipped names, folders or Hub ids of pipelines")
@@ -110,9 +115,10 @@ def main(argv=None) -> dict:
         reconstructor = build_reconstructor(name, torch_dtype=PRECISIONS[args.dtype])
         if hasattr(reconstructor, "model"):
             reconstructor.model.to(accelerator.device)
-        own = perception.again() if perception is not None else None  # the networks are shared
-        evaluations[name] = Evaluation(reconstructor, args.resolution, args.protocol, own)
-        evaluations[name].metrics.to(accelerator.device)
+        for one in (reconstructor, *with_noise(reconstructor, args.noise)):
+            own = perception.again() if perception is not None else None  # the networks are shared
+            evaluations[one.name] = Evaluation(one, args.resolution, args.protocol, own)
+            evaluations[one.name].metrics.to(accelerator.device)
     work = args.output.with_name(args.output.name + ".work")
     run = EvaluationRun(
         evaluations, accelerator.process_index, accelerator.num_processes, args.strict, work,

@@ -32,6 +32,17 @@ def test_evaluate_writes_what_it_prints(tmp_path, pqdiff, f8, f16):
     assert str(output) in table.out.replace("\n", "")
 
 
+def test_evaluate_measures_with_noise_on_latents(tmp_path, pqdiff, f8):
+    save(tmp_path / "images" / "a.png", 3, 64, 64)
+    arguments = ["evaluate", tmp_path / "images", "-m", f8, "-o", tmp_path / "m.json", "--resolution", 64]
+    result = pqdiff(*arguments, "--noise", 0.5, "--json")
+    assert_done(result)
+    plain, noisy = (entry["metrics"] for entry in json.loads(result.out).values())
+    assert noisy["psnr_dataset"] < plain["psnr_dataset"]
+    assert noisy["changed_tokens"] > 0
+    assert_refused(pqdiff(*arguments, "--force", "--noise", 0), "noise (0.0) must be", tmp_path / "out")
+
+
 def test_evaluate_agrees_with_reconstruct(tmp_path, pqdiff, f8):
     original = save(tmp_path / "images" / "a.png", 3, 64, 64)  # no resizing, no cropping
     evaluation = pqdiff("evaluate", original.parent, "-m", f8, "-o", tmp_path / "m.json", "--resolution", 64, "--json")

@@ -55,7 +55,8 @@ def test_a_table_says_which_images_and_which_network_it_comes_from(work):
     assert metadata | {"dataset_digest": ""} == {
         "format": "pqdiff-features-1", "extractor": "efficientnet_lite0", "resolution": "64", "grid": "2",
         "extractor_digest": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", "method": "kmeans",
-        "passes": "4", "unit_length": "False", "seed": "0", "dataset": "photos", "dataset_digest": "", "images": "4", "features": "16",
+        "passes": "4", "unit_length": "False", "seed": "0", "dataset": "photos", "dataset_digest": "",
+        "images": "4", "features": "16",
     }  # fmt: skip
 
 

@@ -48,8 +48,9 @@ def test_metrics_say_by_which_protocol_of_what_on_what(photos, model, tmp_path):
 
 
 def test_a_killed_evaluation_goes_on(photos, model, tmp_path, monkeypatch):
-    evaluate.main(arguments(photos, model, tmp_path / "whole.json", "--networks"))
-    options = arguments(photos, model, tmp_path / "part.json", "--networks", "--save_every", "1")
+    noisy = ("--networks", "--noise", "0.5")  # the counts of changed tokens go on, too
+    evaluate.main(arguments(photos, model, tmp_path / "whole.json", *noisy))
+    options = arguments(photos, model, tmp_path / "part.json", *noisy, "--save_every", "1")
     load, loaded = Image.Image.load, []
 
     def results(self):
@@ -65,6 +66,9 @@ def test_a_killed_evaluation_goes_on(photos, model, tmp_path, monkeypatch):
         evaluate.main(options)
     assert not [image for image in loaded if getattr(image, "filename", "").startswith(str(photos))]  # all were done
     assert (tmp_path / "part.json").read_text() == (tmp_path / "whole.json").read_text()
+    document = json.loads((tmp_path / "part.json").read_text())
+    assert list(document) == [model.name, f"{model.name} + noise 0.5", "jpeg:75"]
+    assert 0 < document[f"{model.name} + noise 0.5"]["metrics"]["changed_tokens"] < 1
 
 
 def test_a_pipeline_generates_an_image_from_each_caption(tmp_path):

@@ -1,5 +1,6 @@
 """`pqdiff evaluate`: measure tokenizers, other autoencoders and codecs on images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ _COLUMNS = {
     "bits_per_pixel": "bits/px",
     "entropy_bits_per_pixel": "entropy",
     "codebook_utilization": "used",
+    "changed_tokens": "changed",
 }
 
 _OF_NETWORKS = {"fd_efficientnet_lite0": "FD lite0", "rfid": "rFID", "cmmd": "CMMD", "lpips_alex": "LPIPS"}
@@ -50,6 +52,13 @@ def evaluate(
             "Can be repeated. Default: none."
         ),
     ] = None,
+    noise: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Also measure tokenizers with noise of this standard deviation on their latents, such as 0.1. "
+            "Can be repeated."
+        ),
+    ] = None,
     split: Split = "train",
     strict: Strict = False,
     force: Force = False,
@@ -63,7 +72,9 @@ def evaluate(
     from pqdiff.cli.output import print_json, print_lines
 
     silence_libraries(quiet=json)
-    results = measure(source, model or list(BUNDLED), resolution, every, split, strict, json, network or [])
+    results = measure(
+        source, model or list(BUNDLED), resolution, every, split, strict, json, network or [], noise or []
+    )
     write_metrics(results, output)
     if json:
         print_json(results)
@@ -81,6 +92,7 @@ def measure(
     strict: bool,
     quiet: bool,
     networks: list[str],
+    noise: Sequence[float] = (),
 ) -> dict[str, dict]:
     """Results of all models and codecs by name, over the same images."""
     from pqdiff.cli.output import progress_bar
@@ -88,12 +100,15 @@ def measure(
     from pqdiff.metrics.evaluation import Evaluation, EvaluationRun
     from pqdiff.metrics.perception import perception_metrics
     from pqdiff.metrics.reconstructors import build_reconstructor
+    from pqdiff.metrics.robustness import with_noise
 
     perception = perception_metrics(networks) if networks else None
     evaluations = {}
     for name in dict.fromkeys(names):
-        own = perception.again() if perception is not None else None  # the networks are shared
-        evaluations[name] = Evaluation(build_reconstructor(name), resolution, perception=own)
+        reconstructor = build_reconstructor(name)
+        for one in (reconstructor, *with_noise(reconstructor, noise)):
+            own = perception.again() if perception is not None else None  # the networks are shared
+            evaluations[one.name] = Evaluation(one, resolution, perception=own)
     images = open_captioned(source, split=split, streaming=True, captions=False)
     run = EvaluationRun(evaluations, processes=1, strict=strict)
     with progress_bar(quiet) as show:

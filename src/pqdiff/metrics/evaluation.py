@@ -21,7 +21,9 @@ from pqdiff.data.images.lazy_image import LazyImage
 from pqdiff.data.images.reading import to_tensor
 from pqdiff.json_text import read_json
 from pqdiff.metrics.protocol import ReconstructionMetrics
+from pqdiff.metrics.reconstruction import as_number
 from pqdiff.metrics.reconstructors import AutoencoderReconstructor
+from pqdiff.metrics.robustness import ChangedTokens, NoisyReconstructor
 from pqdiff.suggestions import did_you_mean
 
 SMALLEST = 11  # pixels: the window of SSIM
@@ -53,6 +55,9 @@ class Evaluation:
         self.reconstructor, self.resolution, self.protocol = reconstructor, resolution, protocol
         self.perception = perception
         self.metrics = ReconstructionMetrics(reconstructor.codebook_sizes, perception=True)
+        self.robustness = None
+        if isinstance(reconstructor, NoisyReconstructor):
+            self.robustness = MetricCollection({"changed_tokens": ChangedTokens()})
 
     def add(self, image: Image.Image, caption: str = "", number: int = 0) -> None:
         """Reconstruct an RGB image and add it to all metrics. Caption and number do not matter here."""
@@ -66,13 +71,16 @@ class Evaluation:
         reference, indices = (pixels if rounded else pixels / 255).to(device), result.indices
         indices = None if indices is None else indices.to(device)
         self.metrics.update(reference, result.pixels.to(device), indices, result.num_bytes)
+        if self.robustness is not None:
+            self.robustness.update(result.indices, result.clean_indices)
         if self.perception is not None:  # torchmetrics' FID, which the paper has, cuts to 8 bits
             self.perception.update(pixels, result.pixels if rounded else (result.pixels * 255).byte())
 
     @property
     def collections(self) -> dict[str, MetricCollection]:
         """All metrics."""
-        return {"metrics": self.metrics} | ({"perception": self.perception} if self.perception is not None else {})
+        parts = {"metrics": self.metrics, "perception": self.perception, "robustness": self.robustness}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def result(self) -> dict:
         """`metrics`, `missing` (why a number is null) and `protocol`, over all processes. All of them must call it."""
@@ -80,6 +88,8 @@ class Evaluation:
         if self.perception is not None:
             metrics |= self.perception.compute()
             missing = dict(self.perception.missing)
+        if self.robustness is not None:
+            metrics |= {name: as_number(value) for name, value in self.robustness.compute().items()}
         return {"metrics": metrics, "missing": missing, "protocol": self._describe()}
 
     def _describe(self) -> dict:

@@ -1,6 +1,5 @@
 """Whatever gives images back, behind one call: our tokenizers, autoencoders of diffusers, and codecs."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -21,11 +20,13 @@ class Reconstruction(NamedTuple):
         pixels: `(B, 3, H, W)` on the CPU: uint8, or fp32 in [0, 1] where they are not rounded.
         indices: tokens, integers `(B, G, h, w)` on the CPU, or None if there are none.
         num_bytes: size of the files of a codec, or None.
+        clean_indices: the tokens of the image itself, where `indices` are others, or None.
     """
 
     pixels: torch.Tensor
     indices: torch.Tensor | None = None
     num_bytes: int | None = None
+    clean_indices: torch.Tensor | None = None
 
 
 class CodecReconstructor:
@@ -82,24 +83,23 @@ class AutoencoderReconstructor:
         Raises:
             ValueError: if the model gives values that are not finite.
         """
-        results, indices = zip(*self._each(pixels, rounded), strict=True)
-        return Reconstruction(torch.cat(results), None if indices[0] is None else torch.cat(indices))
+        # Alone, so that no batch size changes a bit.
+        results, *tokens = zip(*(self._one(image) for image in pixels.split(1)), strict=True)
+        make = to_pixels if rounded else lambda result: (result.float() / 2 + 0.5).clamp(0, 1)
+        indices, clean = (None if of_each[0] is None else torch.cat(of_each).cpu() for of_each in tokens)
+        images = torch.cat([make(check_finite(result)).cpu() for result in results])
+        return Reconstruction(images, indices, clean_indices=clean)
 
-    def _each(self, pixels: torch.Tensor, rounded: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    def _one(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Of one image: the decoded one in [-1, 1], `indices` and `clean_indices`."""
         model = self.model
-        for image in pixels.split(1):  # alone, so that no batch size changes a bit
-            image = normalize(image).to(model.device, model.dtype)
-            tokens = None
-            if self.codebook_sizes:
-                tokens = model.encode_to_indices(image)
-                result = model.decode_from_indices(tokens).sample
-            else:
-                encoded = model.encode(image)
-                latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded[0]
-                result = model.decode(latents).sample
-            result = check_finite(result)
-            result = to_pixels(result) if rounded else (result.float() / 2 + 0.5).clamp(0, 1)
-            yield result.cpu(), None if tokens is None else tokens.cpu()
+        image = normalize(pixels).to(model.device, model.dtype)
+        if self.codebook_sizes:
+            tokens = model.encode_to_indices(image)
+            return model.decode_from_indices(tokens).sample, tokens, None
+        encoded = model.encode(image)
+        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded[0]
+        return model.decode(latents).sample, None, None
 
 
 def build_reconstructor(source: str, **kwargs) -> CodecReconstructor | AutoencoderReconstructor:

@@ -5,59 +5,80 @@ Gaussian noise on the standardized latents moves them to other codewords, which 
 among the metrics, `rfid` at a noise level is our kind of pFID; it does not compare with theirs.
 """
 
+import math
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 
 import torch
+from torchmetrics import Metric
 
-from pqdiff.data.images.reading import normalize, to_pixels
-from pqdiff.models.checks import check_finite
+from pqdiff.data.images.reading import normalize
+from pqdiff.metrics.reconstructors import AutoencoderReconstructor
+from pqdiff.models.autoencoder_pq import AutoencoderPQ
 
 
-@torch.no_grad()
-def measure_robustness(
-    model,
-    images: Iterable[torch.Tensor],
-    noise_levels: Iterable[float],
-    make_metrics: Callable,
-    seed: int = 0,
-) -> dict[float, dict]:
-    """Metrics of images that are decoded from noisy latents.
+class NoisyReconstructor(AutoencoderReconstructor):
+    """Encodes, adds noise to the latents, snaps them to the nearest codewords, and decodes.
 
-    Latents are standardized: 0.1 is a tenth of their standard deviation. The noisy latents are snapped to the nearest
-    codewords. An image has the same noise at all levels, in any batch and in any order.
+    Latents are standardized: a level of 0.1 is a tenth of their standard deviation. An image has the same noise at all
+    levels, in any batch and in any order. The tokens that it gives are those of the noisy latents.
 
     Args:
-        model: autoencoder with the interface of `AutoencoderPQ`.
-        images: batches, uint8 `(B, 3, H, W)` with sides divisible by the downsampling factor.
-        noise_levels: standard deviations of the noise, from 0. Level 0 is the plain reconstruction.
-        make_metrics: gives new metrics for a level, with `update(images, reconstructions)` on uint8 batches and
-            `compute()`, such as `PerceptionMetrics`.
+        model: an `AutoencoderPQ`.
+        level: standard deviation of the noise, above 0.
+        name: of the model; the level is added to it.
         seed: of the noise.
 
-    Returns:
-        By noise level: what `compute` gives, as `metrics`, and `changed_tokens`, the part of the tokens that the noise
-        changed.
-
     Raises:
-        ValueError: for a negative level, no images, or a model that gives values that are not finite.
+        ValueError: for another model, or a level that is not above 0.
     """
-    levels = {float(level): make_metrics() for level in noise_levels}
-    if not all(level >= 0 for level in levels):
-        raise ValueError(f"noise_levels ({', '.join(map(str, levels))}) must be from 0")
-    changed, count = dict.fromkeys(levels, 0), 0
-    for image in (image for batch in images for image in batch.split(1)):
-        encoded = model.encode(normalize(image).to(model.device, model.dtype))
-        generator = torch.Generator().manual_seed(zlib.crc32(image.cpu().numpy().tobytes(), seed))
+
+    def __init__(self, model, level: float, name: str = "", seed: int = 0):
+        if not isinstance(model, AutoencoderPQ):
+            raise ValueError(
+                f"{name or type(model).__name__}: noise on latents needs tokens, which it does not have: leave out --noise"
+            )
+        if not (math.isfinite(level) and level > 0):
+            raise ValueError(f"noise ({level}) must be a finite number above 0")
+        super().__init__(model, f"{name} + noise {level:g}")
+        self.level, self.seed = level, seed
+
+    def describe(self) -> dict:
+        """What a protocol says about it."""
+        return {**super().describe(), "noise": self.level, "noise_seed": self.seed}
+
+    def _one(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        model = self.model
+        encoded = model.encode(normalize(pixels).to(model.device, model.dtype))
+        generator = torch.Generator().manual_seed(zlib.crc32(pixels.cpu().numpy().tobytes(), self.seed))
         noise = torch.randn(encoded.latents.shape, generator=generator).to(encoded.latents)
-        for level, metrics in levels.items():
-            indices = model.quantize(encoded.latents + level * noise)[1] if level else encoded.indices
-            changed[level] += (indices != encoded.indices).sum().item()
-            metrics.update(image, to_pixels(check_finite(model.decode_from_indices(indices).sample)).to(image.device))
-        count += encoded.indices.numel()
-    if not count:
-        raise ValueError("images is empty: give at least one image")
-    return {
-        level: {"metrics": metrics.compute(), "changed_tokens": changed[level] / count}
-        for level, metrics in levels.items()
-    }
+        indices = model.quantize(encoded.latents + self.level * noise)[1]
+        return model.decode_from_indices(indices).sample, indices, encoded.indices
+
+
+def with_noise(reconstructor, levels: Sequence[float]) -> list[NoisyReconstructor]:
+    """A tokenizer with noise of each level; nothing for what has no tokens."""
+    if not getattr(reconstructor, "codebook_sizes", None):
+        return []
+    return [NoisyReconstructor(reconstructor.model, level, reconstructor.name) for level in dict.fromkeys(levels)]
+
+
+class ChangedTokens(Metric):
+    """Part of the tokens that are others than those of the images, from 0 to 1."""
+
+    full_state_update = False
+    higher_is_better = False
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        for state in ("changed", "count"):
+            self.add_state(state, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, indices: torch.Tensor, clean_indices: torch.Tensor) -> None:
+        """Add tokens of the same shape."""
+        self.changed += (indices != clean_indices).sum().to(self.changed.device)
+        self.count += indices.numel()
+
+    def compute(self) -> torch.Tensor:
+        """float64; NaN without tokens."""
+        return self.changed.double() / self.count
