@@ -303,7 +303,7 @@ def test_a_reconstruction_that_is_no_number_shows_in_the_loss():
     ("options", "message"),
     [
         ({"perceptual_weight": 1.0}, r"perceptual_weight \(1.0\) needs a PerceptualLoss; give one, or set it to 0"),
-        ({"l1_weight": 0}, "l1_weight, l2_weight and perceptual_weight are all 0"),
+        ({"l1_weight": 0}, "l1_weight, l2_weight, perceptual_weight and ssimulacra2_weight are all 0"),
         ({"disc_loss": "wasserstein"}, r"disc_loss \('wasserstein'\) does not exist: choose one of hinge, vanilla"),
         ({"disc_weight": -0.1}, r"disc_weight \(-0.1\) must not be negative"),
         ({"l2_weight": float("nan")}, r"l2_weight \(nan\) must not be negative"),

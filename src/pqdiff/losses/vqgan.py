@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pqdiff.losses.adaptive import frozen, gradient_at, last_layer_norms, with_gradient
 from pqdiff.losses.perceptual import PerceptualLoss
+from pqdiff.losses.ssimulacra2 import SSIMULACRA2Loss
 from pqdiff.suggestions import did_you_mean
 
 DISCRIMINATOR_LOSSES = ("hinge", "vanilla")
@@ -23,6 +24,7 @@ class VQGANLoss:
     """Losses of the autoencoder and of the discriminator, from one forward pass of the autoencoder.
 
         nll = l1_weight * mean |x - x_hat| + l2_weight * mean (x - x_hat)^2 + perceptual_weight * mean P(x, x_hat)
+              + ssimulacra2_weight * mean (100 - SSIMULACRA2(x, x_hat)) / 100
         generator:      nll + disc_weight * w * f * (-mean D(x_hat)) + quantizer_weight * quantizer_loss
         discriminator:  f_D * (mean max(0, 1 - D(x)) + mean max(0, 1 + D(x_hat))) / 2      ("hinge")
                         f_D * (mean softplus(-D(x)) + mean softplus(D(x_hat))) / 2         ("vanilla")
@@ -45,6 +47,7 @@ class VQGANLoss:
         l1_weight: weight of the absolute differences.
         l2_weight: weight of the squared differences.
         perceptual_weight: weight of P, which the log shows by its own name.
+        ssimulacra2_weight: weight of `SSIMULACRA2Loss`, which needs no network.
         quantizer_weight: weight of the quantizer's loss, which has weights of its own as well.
         disc_start: first step in which the discriminator influences the autoencoder.
         disc_pretrain_steps: number of steps before `disc_start` in which the discriminator trains already.
@@ -63,6 +66,7 @@ class VQGANLoss:
         l1_weight: float = 1.0,
         l2_weight: float = 0.0,
         perceptual_weight: float = 1.0,
+        ssimulacra2_weight: float = 0.0,
         quantizer_weight: float = 1.0,
         disc_start: int = 1,
         disc_pretrain_steps: int = 0,
@@ -73,8 +77,10 @@ class VQGANLoss:
         for name, value in numbers.items():
             if not value >= 0:
                 raise ValueError(f"{name} ({value}) must not be negative")
-        if not l1_weight + l2_weight + perceptual_weight:
-            raise ValueError("l1_weight, l2_weight and perceptual_weight are all 0: set one of them")
+        if not l1_weight + l2_weight + perceptual_weight + ssimulacra2_weight:
+            raise ValueError(
+                "l1_weight, l2_weight, perceptual_weight and ssimulacra2_weight are all 0: set one of them"
+            )
         if perceptual_weight and perceptual is None:
             raise ValueError(
                 f"perceptual_weight ({perceptual_weight}) needs a PerceptualLoss; give one, or set it to 0"
@@ -85,6 +91,7 @@ class VQGANLoss:
             )
         self.network, self.perceptual, self.disc_loss = network, perceptual, disc_loss
         self.l1_weight, self.l2_weight, self.perceptual_weight = l1_weight, l2_weight, perceptual_weight
+        self.ssimulacra2, self.ssimulacra2_weight = SSIMULACRA2Loss(), ssimulacra2_weight
         self.quantizer_weight = quantizer_weight
         self.disc_start, self.disc_pretrain_steps = disc_start, disc_pretrain_steps
         self.disc_weight = disc_weight
@@ -203,6 +210,8 @@ class VQGANLoss:
             parts["l2_loss"] = self.l2_weight, F.mse_loss(output, images)
         if self.perceptual_weight:
             parts[self.perceptual.name] = self.perceptual_weight, self.perceptual(images, output).mean()
+        if self.ssimulacra2_weight:
+            parts[self.ssimulacra2.name] = self.ssimulacra2_weight, self.ssimulacra2(images, output).mean()
         nll = torch.stack([weight * value for weight, value in parts.values()]).sum()
         return nll, {name: value for name, (_, value) in parts.items()}
 

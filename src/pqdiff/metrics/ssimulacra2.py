@@ -15,20 +15,21 @@ from pqdiff.metrics.filters import blur, gaussian
 from pqdiff.metrics.image_mean import ImageMean, per_image
 
 _SCALES = 6
-_WINDOW = gaussian(11, 1.5)
-_MARGIN = 5
+EXPONENT = 0.6276336467831387
+WINDOW = gaussian(11, 1.5)
+MARGIN = 5
 _STRIP = 2**14  # pixels that are compared at once, so that all there is about them stays in the processor's cache
-_LEAST_SIDE = 8
-_C2 = 0.0009
-_BIAS = 0.0037930732552754493
-_CONES = (  # linear RGB -> responses of the cones of the eye
+LEAST_SIDE = 8
+C2 = 0.0009
+BIAS = 0.0037930732552754493
+CONES = (  # linear RGB -> responses of the cones of the eye
     (0.3, 0.622, 0.078),
     (0.23, 0.692, 0.078),
     (0.24342268924547819, 0.20476744424496821, 0.5518098665095536),
 )
 # Cube roots l, m, s of the responses, each without that of the bias -> 14 X, Y, B - Y: X = (l - m) / 2, Y = (l + m) / 2.
-_XYB = ((7.0, -7.0, 0.0), (0.5, 0.5, 0.0), (-0.5, -0.5, 1.0))
-_OFFSETS = (0.42, 0.01, 0.55)
+XYB = ((7.0, -7.0, 0.0), (0.5, 0.5, 0.0), (-0.5, -0.5, 1.0))
+OFFSETS = (0.42, 0.01, 0.55)
 # A row per channel X, Y, B and scale: mean of the error, of artifacts, of lost detail, then the 4-norms of the three.
 _WEIGHTS = """
 0 0.000737660670741 0 0 0.000779348168287 0
@@ -68,31 +69,39 @@ def ssimulacra2(preds: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: if the images do not fit together or are too small.
     """
-    return per_image(_ssimulacra2, preds, target, "SSIMULACRA2", _LEAST_SIDE)
+    return per_image(_ssimulacra2, preds, target, "SSIMULACRA2", LEAST_SIDE)
 
 
 class SSIMULACRA2(ImageMean):
     """Mean of the SSIMULACRA2 of each image, at most 100. Higher is better. See `ssimulacra2`."""
 
-    least_side = _LEAST_SIDE
+    least_side = LEAST_SIDE
     values = staticmethod(ssimulacra2)
 
 
 def _ssimulacra2(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    sides = [min(x.shape[1:])]
-    while len(sides) < _SCALES and sides[-1] > 2 * (_LEAST_SIDE - 1):
-        sides.append((sides[-1] + 1) // 2)
-    weights = torch.tensor([float(weight) for weight in _WEIGHTS.split()][: 18 * len(sides)], dtype=torch.float64)
-    weights = weights.view(3, len(sides), 2, 3)  # channel, scale, norm, kind of error
     images = _linear(x), _linear(y)  # always two calls: in one, equal images may differ in the last digit
     error = torch.zeros((), dtype=torch.float64, device=x.device)
-    for scale in range(len(sides)):
+    for scale, weights in enumerate(weights_of_scales(min(x.shape[1:]))):
         if scale:
-            images = [_halve(image) for image in images]
-        error += _norms(*images, weights[:, scale]).sum()
+            images = [halve(image) for image in images]
+        error += _norms(*images, weights).sum()
+    return 100 - 10 * distance_of(error).clamp(min=0) ** EXPONENT
+
+
+def weights_of_scales(side: int) -> list[torch.Tensor]:
+    """A tensor (channels, norms, kinds of error), float64, for each scale of images with this shorter side."""
+    sides = [side]
+    while len(sides) < _SCALES and sides[-1] > 2 * (LEAST_SIDE - 1):
+        sides.append((sides[-1] + 1) // 2)
+    weights = torch.tensor([float(weight) for weight in _WEIGHTS.split()][: 18 * len(sides)], dtype=torch.float64)
+    return list(weights.view(3, len(sides), 2, 3).unbind(dim=1))
+
+
+def distance_of(error: torch.Tensor) -> torch.Tensor:
+    """What the weighted sum of all errors stands for, on the scale from which the score comes."""
     error = error * 0.9562382616834844
-    error = 2.326765642916932 * error - 0.020884521182843837 * error**2 + 6.248496625763138e-05 * error**3
-    return 100 - 10 * error.clamp(min=0) ** 0.6276336467831387
+    return 2.326765642916932 * error - 0.020884521182843837 * error**2 + 6.248496625763138e-05 * error**3
 
 
 def _linear(srgb: torch.Tensor) -> torch.Tensor:
@@ -101,7 +110,7 @@ def _linear(srgb: torch.Tensor) -> torch.Tensor:
     return power.add_(srgb.clamp(max=0.04045).sub_(0.04045), alpha=1 / 12.92)
 
 
-def _halve(image: torch.Tensor) -> torch.Tensor:
+def halve(image: torch.Tensor) -> torch.Tensor:
     """Means of blocks of 2 x 2 pixels, or of what there is of them at an odd edge."""
     image = F.pad(image, (0, image.shape[2] % 2, 0, image.shape[1] % 2), mode="replicate")
     rows = image[:, ::2] + image[:, 1::2]
@@ -110,8 +119,8 @@ def _halve(image: torch.Tensor) -> torch.Tensor:
 
 def _positive_xyb(linear: torch.Tensor) -> torch.Tensor:
     """An image (3, H, W) in linear RGB as X, Y and B - Y of the range that errors are computed in."""
-    cones, xyb, bias = linear.new_tensor(_CONES), linear.new_tensor(_XYB), linear.new_tensor(_BIAS)
-    offsets = linear.new_tensor(_OFFSETS)[:, None] - xyb.sum(1, keepdim=True) * _BIAS ** (1 / 3)
+    cones, xyb, bias = linear.new_tensor(CONES), linear.new_tensor(XYB), linear.new_tensor(BIAS)
+    offsets = linear.new_tensor(OFFSETS)[:, None] - xyb.sum(1, keepdim=True) * BIAS ** (1 / 3)
     roots = torch.addmm(bias, cones, linear.flatten(1)).log_().div_(3).exp_()
     return torch.addmm(offsets, xyb, roots).view_as(linear)
 
@@ -119,9 +128,9 @@ def _positive_xyb(linear: torch.Tensor) -> torch.Tensor:
 def _norms(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Norms of the errors between a reconstruction and its image (3, H, W), linear RGB, times their weights: (3, 2, 3)."""
     _, height, width = x.shape
-    wide = [torch.cat([image[:, :_MARGIN].flip(1), image, image[:, -_MARGIN:].flip(1)], dim=1) for image in (x, y)]
+    wide = [torch.cat([image[:, :MARGIN].flip(1), image, image[:, -MARGIN:].flip(1)], dim=1) for image in (x, y)]
     step = max(1, _STRIP // width)
-    strips = [slice(top, top + step + 2 * _MARGIN) for top in range(0, height, step)]
+    strips = [slice(top, top + step + 2 * MARGIN) for top in range(0, height, step)]
     weighty = weights[:, :, 0].any(1).nonzero()[:, 0].tolist()
     channels = slice(weighty[0], weighty[-1] + 1)
     means = sum(_sums(*(_seen(image[:, strip]) for image in wide), channels).double() for strip in strips) / (
@@ -138,12 +147,12 @@ def _sums(x: torch.Tensor, y: torch.Tensor, channels: slice) -> torch.Tensor:
     """
     own_x, own_y = x[channels], y[channels]
     planes = torch.cat([x, y, own_x.square().add_(own_y.square()), (own_x - own_y).square_()])
-    mean_x, mean_y, squares, difference = blur(planes, _WINDOW).split([3, 3, len(own_x), len(own_x)])
+    mean_x, mean_y, squares, difference = blur(planes, WINDOW).split([3, 3, len(own_x), len(own_x)])
     bias = (mean_x[channels] - mean_y[channels]).square_()
     # 1 - (1 - bias) (2 covariance + C2) / (both variances + C2), with 2 covariance = both variances - that of x - y
-    variances = squares.sub_(mean_x[channels].square()).sub_(mean_y[channels].square()).add_(_C2)
+    variances = squares.sub_(mean_x[channels].square()).sub_(mean_y[channels].square()).add_(C2)
     error = difference.sub_(bias).div_(variances).mul_(1 - bias).add_(bias)
-    inside = slice(_MARGIN, -_MARGIN)
+    inside = slice(MARGIN, -MARGIN)
     edge_x = mean_x.sub_(x[:, inside, inside]).abs_()
     edge_y = mean_y.sub_(y[:, inside, inside]).abs_()
     change = edge_x.sub_(edge_y).div_(edge_y.add_(1))  # above 0: artifacts; below 0: lost detail
@@ -156,4 +165,4 @@ def _sums(x: torch.Tensor, y: torch.Tensor, channels: slice) -> torch.Tensor:
 
 def _seen(linear: torch.Tensor) -> torch.Tensor:
     """X, Y and B - Y of rows (3, h, W) in linear RGB, between the zeros that the window sees at the sides."""
-    return F.pad(_positive_xyb(linear), (_MARGIN, _MARGIN))
+    return F.pad(_positive_xyb(linear), (MARGIN, MARGIN))

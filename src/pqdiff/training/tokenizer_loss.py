@@ -30,6 +30,12 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
         help="file with its weights; default: that of $PQDIFF_VGG16, $PQDIFF_ALEXNET or $PQDIFF_EFFICIENTNET_LITE0, else "
         "the Hub's for vgg, and that of pqdiff[eval] for efficientnet-lite0",
     )
+    loss.add_argument(
+        "--ssimulacra2_weight",
+        type=float,
+        default=0.0,
+        help="weight of (100 - SSIMULACRA2) / 100, which needs no network",
+    )
     loss.add_argument("--perceptual_sha256", help="beginning of the SHA-256 of that file, if it is not the usual file")
     loss.add_argument(
         "--adversarial_weight", type=float, default=0.8, help="factor on the adaptive weight; 0: no discriminator"
@@ -50,7 +56,7 @@ class LossOptions(Options):
     """The parts of the loss and their weights; a part with the weight 0 is left out.
 
     Attributes:
-        l1_weight, l2_weight, quantizer_weight, perceptual_weight: weights of the parts.
+        l1_weight, l2_weight, quantizer_weight, perceptual_weight, ssimulacra2_weight: weights of the parts.
         perceptual: network of the perceptual distance: `vgg` or `alex` for LPIPS, or `efficientnet-lite0`.
         perceptual_weights: file with the weights of that network, or None for the usual places.
         perceptual_sha256: beginning of the SHA-256 of that file, or None for the usual one.
@@ -69,6 +75,7 @@ class LossOptions(Options):
     perceptual_weight: float = 1.0
     perceptual_weights: str | None = None
     perceptual_sha256: str | None = None
+    ssimulacra2_weight: float = 0.0
     adversarial_weight: float = 0.8
     disc_start: int = 1
     disc_pretrain_steps: int = 1
@@ -84,6 +91,7 @@ class LossOptions(Options):
                 ("L1", self.l1_weight),
                 ("L2", self.l2_weight),
                 (BACKBONES[self.perceptual].title, self.perceptual_weight),
+                ("SSIMULACRA2", self.ssimulacra2_weight),
             )
             if weight
         ]
@@ -122,6 +130,7 @@ def build_loss(options: LossOptions, device: torch.device, seed: int) -> VQGANLo
         l1_weight=options.l1_weight,
         l2_weight=options.l2_weight,
         perceptual_weight=options.perceptual_weight,
+        ssimulacra2_weight=options.ssimulacra2_weight,
         quantizer_weight=options.quantizer_weight,
         disc_start=options.disc_start,
         disc_pretrain_steps=options.disc_pretrain_steps,
