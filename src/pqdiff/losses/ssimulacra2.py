@@ -1,7 +1,7 @@
 """SSIMULACRA2 as a loss: it needs no network, and what it teaches can be measured by other metrics.
 
 It is the metric of `metrics/ssimulacra2.py`, written for gradients: that one overwrites what it no longer needs. A model
-that is trained with it has a higher SSIMULACRA2 for that reason, so that other numbers must say whether its images are better.
+that is trained with it has a higher SSIMULACRA2 for that reason: other numbers must say whether its images are better.
 """
 
 import torch
