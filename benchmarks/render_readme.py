@@ -1,4 +1,4 @@
-"""Write the committed results into the tables of README.md.
+"""Write the committed results into the tables of README.md and docs/perception.md.
 
 python -m benchmarks.render_readme
 """
@@ -246,21 +246,36 @@ def table3_table() -> str:
     return "\n".join(rows)
 
 
-def render(text: str) -> str:
-    """README with all tables as the results have them."""
-    for mark, table in (
-        ("results", tokenizer_table()),
-        ("speed", speed_table()),
-        ("noise", noise_table()),
-        ("tiny", tiny_table()),
-        ("ways", ways_table()),
-        ("table3", table3_table()),
-        ("quantizers", quantizers_table()),
-        ("trends", trends_table()),
-        ("vae", vae_table()),
-        ("lc", lc_table()),
-        ("search", search_table()),
-    ):
+def bits_table() -> str:
+    """PSNR and unevenness of the error, by the size of the squares whose patches share their bits."""
+    rows = [
+        "| bits per pixel | patches share bits in squares of | PSNR dB | median error | 99th percentile | worst tenth's share |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in json.loads((RESULTS / "bit_sharing.json").read_text())["rows"]:
+        square = "none do (as it is)" if row["square"] == 1 else f"{row['pixels']} px"
+        rows.append(
+            f"| {row['bits_per_pixel']} | {square} | {row['psnr']:.2f} | {row['median_error']:.0f} | "
+            f"{row['error_of_99_percent']:.0f} | {row['share_of_worst_tenth']:.0%} |"
+        )
+    return "\n".join(rows)
+
+
+def perceptual_table() -> str:
+    """What the networks over pixels give that were trained further with other losses."""
+    columns = ("psnr_dataset", "ssimulacra2", "fd_efficientnet_lite0", "haarpsi", "mdsi", "ms_ssim", "vif")
+    rows = [
+        "| tokenizer, loss | PSNR dB | SSIMULACRA2 | FD lite0 | HaarPSI | MDSI | MS-SSIM | VIF |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, result in json.loads((RESULTS / "perceptual_training.json").read_text()).items():
+        rows.append(f"| {name} | " + " | ".join(f"{result['metrics'][key]:.4g}" for key in columns) + " |")
+    return "\n".join(rows)
+
+
+def render(text: str, tables: dict[str, str]) -> str:
+    """A text with all tables, by their marks, as the results have them."""
+    for mark, table in tables.items():
         text, count = re.subn(
             rf"(<!-- {mark}: [^\n]*-->\n).*?(<!-- /{mark} -->)",
             lambda m, t=table: f"{m[1]}{t}\n{m[2]}",
@@ -268,10 +283,28 @@ def render(text: str) -> str:
             flags=re.S,
         )
         if count != 1:
-            raise ValueError(f"README.md must have the mark {mark!r} once, has it {count} times")
+            raise ValueError(f"the mark {mark!r} must be there once, it is {count} times")
     return text
 
 
+def documents() -> dict[str, dict[str, str]]:
+    """The tables of each file by their marks."""
+    readme = {
+        "results": tokenizer_table(),
+        "speed": speed_table(),
+        "noise": noise_table(),
+        "tiny": tiny_table(),
+        "ways": ways_table(),
+        "table3": table3_table(),
+        "quantizers": quantizers_table(),
+        "trends": trends_table(),
+        "vae": vae_table(),
+        "lc": lc_table(),
+        "search": search_table(),
+    }
+    return {"README.md": readme, "docs/perception.md": {"bits": bits_table(), "perceptual": perceptual_table()}}
+
+
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(render(path.read_text()))
+    for file, tables in documents().items():
+        (ROOT / file).write_text(render((ROOT / file).read_text(), tables))

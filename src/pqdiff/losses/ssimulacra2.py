@@ -11,13 +11,11 @@ from pqdiff.metrics.filters import blur
 from pqdiff.metrics.ssimulacra2 import (
     BIAS,
     C2,
-    CONES,
     EXPONENT,
     LEAST_SIDE,
     MARGIN,
-    OFFSETS,
     WINDOW,
-    XYB,
+    Eye,
     distance_of,
     halve,
     weights_of_scales,
@@ -88,9 +86,8 @@ def _norms(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def _seen(linear: torch.Tensor) -> torch.Tensor:
     """X, Y and B - Y of an image (3, H, W) in linear RGB: mirrored above and below, and zeros at the sides."""
-    cones, xyb, bias = linear.new_tensor(CONES), linear.new_tensor(XYB), linear.new_tensor(BIAS)
-    offsets = linear.new_tensor(OFFSETS)[:, None] - xyb.sum(1, keepdim=True) * BIAS ** (1 / 3)
-    roots = torch.addmm(bias, cones, linear.flatten(1)).clamp(min=BIAS / 2) ** (1 / 3)
-    planes = torch.addmm(offsets, xyb, roots).view_as(linear)
+    eye = Eye(linear)
+    roots = torch.addmm(eye.bias, eye.cones, linear.flatten(1)).clamp(min=BIAS / 2) ** (1 / 3)
+    planes = torch.addmm(eye.offsets, eye.xyb, roots).view_as(linear)
     tall = torch.cat([planes[:, :MARGIN].flip(1), planes, planes[:, -MARGIN:].flip(1)], dim=1)
     return nn.functional.pad(tall, (MARGIN, MARGIN))

@@ -22,14 +22,13 @@ _STRIP = 2**14  # pixels that are compared at once, so that all there is about t
 LEAST_SIDE = 8
 C2 = 0.0009
 BIAS = 0.0037930732552754493
-CONES = (  # linear RGB -> responses of the cones of the eye
+_CONES = (  # linear RGB -> responses of the cones of the eye
     (0.3, 0.622, 0.078),
     (0.23, 0.692, 0.078),
     (0.24342268924547819, 0.20476744424496821, 0.5518098665095536),
 )
-# Cube roots l, m, s of the responses, each without that of the bias -> 14 X, Y, B - Y: X = (l - m) / 2, Y = (l + m) / 2.
-XYB = ((7.0, -7.0, 0.0), (0.5, 0.5, 0.0), (-0.5, -0.5, 1.0))
-OFFSETS = (0.42, 0.01, 0.55)
+_XYB = ((7.0, -7.0, 0.0), (0.5, 0.5, 0.0), (-0.5, -0.5, 1.0))
+_OFFSETS = (0.42, 0.01, 0.55)
 # A row per channel X, Y, B and scale: mean of the error, of artifacts, of lost detail, then the 4-norms of the three.
 _WEIGHTS = """
 0 0.000737660670741 0 0 0.000779348168287 0
@@ -81,12 +80,25 @@ class SSIMULACRA2(ImageMean):
 
 def _ssimulacra2(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     images = _linear(x), _linear(y)  # always two calls: in one, equal images may differ in the last digit
+    eye = Eye(x)
     error = torch.zeros((), dtype=torch.float64, device=x.device)
     for scale, weights in enumerate(weights_of_scales(min(x.shape[1:]))):
         if scale:
             images = [halve(image) for image in images]
-        error += _norms(*images, weights).sum()
+        error += _error(*(_seen(image, eye) for image in images), weights)
     return 100 - 10 * distance_of(error).clamp(min=0) ** EXPONENT
+
+
+class Eye:
+    """The constants of X, Y and B - Y as tensors like the given one.
+
+    Cube roots l, m, s of the cones' responses, each without that of the bias, become 14 X, Y, B - Y: X = (l - m) / 2 and
+    Y = (l + m) / 2.
+    """
+
+    def __init__(self, like: torch.Tensor):
+        self.cones, self.bias, self.xyb = like.new_tensor(_CONES), like.new_tensor(BIAS), like.new_tensor(_XYB)
+        self.offsets = like.new_tensor(_OFFSETS)[:, None] - self.xyb.sum(1, keepdim=True) * BIAS ** (1 / 3)
 
 
 def weights_of_scales(side: int) -> list[torch.Tensor]:
@@ -117,52 +129,46 @@ def halve(image: torch.Tensor) -> torch.Tensor:
     return (rows[..., ::2] + rows[..., 1::2]) / 4
 
 
-def _positive_xyb(linear: torch.Tensor) -> torch.Tensor:
-    """An image (3, H, W) in linear RGB as X, Y and B - Y of the range that errors are computed in."""
-    cones, xyb, bias = linear.new_tensor(CONES), linear.new_tensor(XYB), linear.new_tensor(BIAS)
-    offsets = linear.new_tensor(OFFSETS)[:, None] - xyb.sum(1, keepdim=True) * BIAS ** (1 / 3)
-    roots = torch.addmm(bias, cones, linear.flatten(1)).log_().div_(3).exp_()
-    return torch.addmm(offsets, xyb, roots).view_as(linear)
+def _seen(linear: torch.Tensor, eye: Eye) -> torch.Tensor:
+    """X, Y and B - Y of an image (3, H, W) in linear RGB, mirrored above and below, between zeros at the sides.
+
+    All in the range that errors are computed in: (3, H + 2 MARGIN, W + 2 MARGIN).
+    """
+    roots = torch.addmm(eye.bias, eye.cones, linear.flatten(1)).log_().div_(3).exp_()
+    planes = torch.addmm(eye.offsets, eye.xyb, roots).view_as(linear)
+    tall = torch.cat([planes[:, :MARGIN].flip(1), planes, planes[:, -MARGIN:].flip(1)], dim=1)
+    return F.pad(tall, (MARGIN, MARGIN))
 
 
-def _norms(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Norms of the errors between a reconstruction and its image (3, H, W), linear RGB, times their weights: (3, 2, 3)."""
-    _, height, width = x.shape
-    wide = [torch.cat([image[:, :MARGIN].flip(1), image, image[:, -MARGIN:].flip(1)], dim=1) for image in (x, y)]
+def _error(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted sum, float64, of all errors between what is seen of a reconstruction and of its image."""
+    height, width = (side - 2 * MARGIN for side in x.shape[1:])
+    weighty = weights[:, :, 0].any(1).nonzero()[:, 0].tolist()
+    channels = slice(weighty[0], weighty[-1] + 1)  # only there errors of structure have a weight
     step = max(1, _STRIP // width)
     strips = [slice(top, top + step + 2 * MARGIN) for top in range(0, height, step)]
-    weighty = weights[:, :, 0].any(1).nonzero()[:, 0].tolist()
-    channels = slice(weighty[0], weighty[-1] + 1)
-    means = sum(_sums(*(_seen(image[:, strip]) for image in wide), channels).double() for strip in strips) / (
-        height * width
-    )
-    means[:, 1] = means[:, 1] ** 0.25
-    return means * weights.to(x.device)
+    norms = sum(_sums(x[:, strip], y[:, strip], channels) for strip in strips) / (height * width)
+    norms[1] = norms[1] ** 0.25
+    structure, artifacts, lost = weights[channels, :, 0], weights[:, :, 1], weights[:, :, 2]
+    return (norms * torch.cat([structure, artifacts, lost]).T.to(norms)).sum()
 
 
 def _sums(x: torch.Tensor, y: torch.Tensor, channels: slice) -> torch.Tensor:
-    """Sums (3, 2, 3) of the errors, and of their 4th powers, inside the margins of a reconstruction and its image.
-
-    The error of structure is computed only in the channels where it has a weight.
-    """
+    """Sums of the errors inside the margins and of their 4th powers, float64: (2, channels + 3 + 3)."""
     own_x, own_y = x[channels], y[channels]
+    count = len(own_x)
     planes = torch.cat([x, y, own_x.square().add_(own_y.square()), (own_x - own_y).square_()])
-    mean_x, mean_y, squares, difference = blur(planes, WINDOW).split([3, 3, len(own_x), len(own_x)])
+    mean_x, mean_y, squares, difference = blur(planes, WINDOW).split([3, 3, count, count])
+    errors = torch.empty_like(planes[: count + 6, : mean_x.shape[1], : mean_x.shape[2]])
     bias = (mean_x[channels] - mean_y[channels]).square_()
     # 1 - (1 - bias) (2 covariance + C2) / (both variances + C2), with 2 covariance = both variances - that of x - y
     variances = squares.sub_(mean_x[channels].square()).sub_(mean_y[channels].square()).add_(C2)
-    error = difference.sub_(bias).div_(variances).mul_(1 - bias).add_(bias)
+    torch.add(difference.sub_(bias).div_(variances).mul_(1 - bias), bias, out=errors[:count])
     inside = slice(MARGIN, -MARGIN)
     edge_x = mean_x.sub_(x[:, inside, inside]).abs_()
     edge_y = mean_y.sub_(y[:, inside, inside]).abs_()
-    change = edge_x.sub_(edge_y).div_(edge_y.add_(1))  # above 0: artifacts; below 0: lost detail
-    sums = x.new_zeros(3, 2, 3)
-    for kind, (where, values) in enumerate(((channels, error), (slice(3), change), (slice(3), -change))):
-        sums[where, 0, kind] = values.clamp_(min=0).sum((1, 2))
-        sums[where, 1, kind] = values.square_().square_().sum((1, 2))
-    return sums
-
-
-def _seen(linear: torch.Tensor) -> torch.Tensor:
-    """X, Y and B - Y of rows (3, h, W) in linear RGB, between the zeros that the window sees at the sides."""
-    return F.pad(_positive_xyb(linear), (MARGIN, MARGIN))
+    artifacts, lost = errors[count:].split(3)
+    torch.div(edge_x.sub_(edge_y), edge_y.add_(1), out=artifacts)
+    torch.neg(artifacts, out=lost)
+    means = errors.clamp_(min=0).sum((1, 2))
+    return torch.stack([means, errors.square_().square_().sum((1, 2))]).double()
