@@ -249,7 +249,7 @@ def table3_table() -> str:
 def bits_table() -> str:
     """PSNR and unevenness of the error, by the size of the squares whose patches share their bits."""
     rows = [
-        "| bits per pixel | patches share bits in squares of | PSNR dB | median error | 99th percentile | worst tenth's share |",
+        "| bits per pixel | bits shared in squares of | PSNR dB | median error | 99th percentile | worst tenth's share |",
         "|---|---|---|---|---|---|",
     ]
     for row in json.loads((RESULTS / "bit_sharing.json").read_text())["rows"]:
@@ -268,7 +268,7 @@ def perceptual_table() -> str:
         "| tokenizer, loss | PSNR dB | SSIMULACRA2 | FD lite0 | HaarPSI | MDSI | MS-SSIM | VIF |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, result in json.loads((RESULTS / "perceptual_training.json").read_text()).items():
+    for name, result in json.loads((RESULTS / "perceptual_training.json").read_text())["models"].items():
         rows.append(f"| {name} | " + " | ".join(f"{result['metrics'][key]:.4g}" for key in columns) + " |")
     return "\n".join(rows)
 
