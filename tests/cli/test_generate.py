@@ -81,13 +81,13 @@ def test_images_and_grid_are_written_and_reported(pqdiff, scene_pq, tmp_path):
     assert sorted(report["files"]) == sorted(str(path) for path in output.iterdir())
     stems = ["1-a-small-red-circle-above-a-large-blue-square", "2-a-red-fox"]
     assert files_in(output) == [*(f"{stem}.seed-{seed}.png" for stem in stems for seed in (5, 6)), "grid.png"]
-    assert [(row["prompt"], row["seed"]) for row in report["pictures"]] == [
+    assert [(row["prompt"], row["seed"]) for row in report["images"]] == [
         *((CIRCLE, 5), (CIRCLE, 6)),
         *((FOX, 5), (FOX, 6)),
     ]
-    assert [type(row["right"]) for row in report["pictures"]] == [bool, bool, type(None), type(None)]
-    assert all(row["right"] == (not row["wrong"]) for row in report["pictures"][:2])
-    assert all(row["seconds"] > 0 for row in report["pictures"])
+    assert [type(row["right"]) for row in report["images"]] == [bool, bool, type(None), type(None)]
+    assert all(row["right"] == (not row["wrong"]) for row in report["images"][:2])
+    assert all(row["seconds"] > 0 for row in report["images"])
     (model,) = report["models"]
     assert (model["width"], model["height"], model["latents"], model["checked"]) == (SIDE, SIDE, [8, 16, 16], 2)
     assert (report["steps"], report["device"], report["dtype"]) == (1, "cpu", "float32")

@@ -73,7 +73,7 @@ def facts_of(models: Sequence[ImagesOfModel]) -> dict:
             "height": model.size[1],
             "latents": model.latents,
             "guidance": model.guidance,
-            "seconds_per_picture": round(model.seconds, 4),
+            "seconds_per_image": round(model.seconds, 4),
             "checked": len(model.verdicts),
             "right": sum(model.verdicts),
         }
@@ -91,4 +91,4 @@ def facts_of(models: Sequence[ImagesOfModel]) -> dict:
         for model in models
         for image in model.images
     ]
-    return {"models": rows, "pictures": images}
+    return {"models": rows, "images": images}
