@@ -44,12 +44,12 @@ def test_batches_and_order_change_nothing_but_the_seed_does():
 
 
 def test_an_evaluation_counts_changed_tokens_and_says_the_noise():
-    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images()]
+    photos = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images()]
     evaluation = Evaluation(noisy(0.3), 16)
     counts = []
-    for picture in pictures:
-        evaluation.add(picture)
-        counts.append(changed(noisy(0.3)(to_tensor(resize_and_crop(picture, 16))[None])))
+    for photo in photos:
+        evaluation.add(photo)
+        counts.append(changed(noisy(0.3)(to_tensor(resize_and_crop(photo, 16))[None])))
     result = evaluation.result()
     assert result["metrics"]["changed_tokens"] == pytest.approx(sum(counts) / len(counts), abs=1e-12)
     assert (result["protocol"]["noise"], result["protocol"]["kind"]) == (0.3, "tokenizer")
