@@ -329,10 +329,14 @@ void search_wide(const Problem& q, float* memory, int threads) {
 #endif
       for (int64_t d = 0; d < size.padded_dim; d += wide::STEP) {
         const int64_t width = q.dim - d < wide::STEP ? q.dim - d : wide::STEP;
-        double total[wide::STEP] = {};
-        for (int64_t k = 0; k < q.codewords; ++k)
-          for (int64_t i = 0; i < width; ++i) total[i] += codebook[k * q.dim + d + i];
-        for (int64_t i = 0; i < wide::STEP; ++i) mean[d + i] = float(total[i] / q.codewords);
+        float total[wide::STEP] = {};  // rounded sums will do: the distances do not depend on the mean
+        if (width == wide::STEP)
+          for (int64_t k = 0; k < q.codewords; ++k)
+            for (int64_t i = 0; i < wide::STEP; ++i) total[i] += codebook[k * q.dim + d + i];
+        else
+          for (int64_t k = 0; k < q.codewords; ++k)
+            for (int64_t i = 0; i < width; ++i) total[i] += codebook[k * q.dim + d + i];
+        for (int64_t i = 0; i < wide::STEP; ++i) mean[d + i] = total[i] / float(q.codewords);
       }
       for (int64_t first = 0; first < q.codewords; first += size.tile) {
         const int64_t codewords = q.codewords - first < size.tile ? q.codewords - first : size.tile;
@@ -353,7 +357,10 @@ void search_wide(const Problem& q, float* memory, int threads) {
           const float* z = q.z + b * q.strides[0] + s * q.strides[1] + n * q.strides[3];
           for (int64_t d = 0; d < size.padded_dim; d += wide::STEP) {  // few planes at a time: they lie far apart
             const int64_t width = q.dim - d < wide::STEP ? q.dim - d : wide::STEP;
-            for (int i = 0; i < count; ++i) {
+            int i = 0;
+            for (; q.strides[3] == 1 && width == wide::STEP && i + 8 <= count; i += 8)
+              wide::transpose(z + d * q.strides[2] + i, q.strides[2], x + i * size.padded_dim + d, size.padded_dim);
+            for (; i < count; ++i) {
               float* row = x + i * size.padded_dim + d;
               for (int64_t j = 0; j < width; ++j) row[j] = z[(d + j) * q.strides[2] + i * q.strides[3]];
               for (int64_t j = width; j < wide::STEP; ++j) row[j] = 0;
