@@ -25,11 +25,16 @@ CONFIGS = Path(__file__).resolve().parent.parent / "training" / "configs" / "pqg
 STEPS = 400
 PRESETS = {"f32": "f32-d256-s64-k256", "f16": "f16-d128-s64-k128"}
 SSIMULACRA2_WEIGHTS = {"f32": "3", "f16": "10"}  # squared errors weigh 70 and 500
-LOSSES = ("ss2", "feature", "both", "disc")
+STRONG = {
+    "f32": ["--ssimulacra2_weight", "30", "--perceptual_weight", "2", "--learning_rate", "3e-3"],
+    "f16": ["--ssimulacra2_weight", "100", "--perceptual_weight", "5", "--learning_rate", "3e-3"],
+}
+LOSSES = ("ss2", "feature", "both", "strong", "disc")
 TITLES = {
     "ss2": "SSIMULACRA2",
     "feature": "features of EfficientNet-Lite0",
     "both": "features and SSIMULACRA2",
+    "strong": "both, ten times the weights",
     "disc": "features and discriminator",
 }
 
@@ -40,6 +45,7 @@ def flags(preset: str, loss: str) -> list[str]:
         "ss2": ["--perceptual_weight", "0", "--ssimulacra2_weight", SSIMULACRA2_WEIGHTS[preset]],
         "feature": [],
         "both": ["--ssimulacra2_weight", SSIMULACRA2_WEIGHTS[preset]],
+        "strong": STRONG[preset],
         "disc": ["--adversarial_weight", "0.1"],
     }
     return own[loss]

@@ -263,13 +263,14 @@ def bits_table() -> str:
 
 def perceptual_table() -> str:
     """What the networks over pixels give that were trained further with other losses."""
-    columns = ("psnr_dataset", "ssimulacra2", "fd_efficientnet_lite0", "haarpsi", "mdsi", "ms_ssim", "vif")
+    columns = {"psnr_dataset": 2, "ssimulacra2": 2, "fd_efficientnet_lite0": 1, "haarpsi": 4, "mdsi": 4, "ms_ssim": 4}
+    columns["vif"] = 4  # digits
     rows = [
         "| tokenizer, loss | PSNR dB | SSIMULACRA2 | FD lite0 | HaarPSI | MDSI | MS-SSIM | VIF |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, result in json.loads((RESULTS / "perceptual_training.json").read_text())["models"].items():
-        rows.append(f"| {name} | " + " | ".join(f"{result['metrics'][key]:.4g}" for key in columns) + " |")
+        rows.append(f"| {name} | " + " | ".join(f"{result['metrics'][k]:.{n}f}" for k, n in columns.items()) + " |")
     return "\n".join(rows)
 
 

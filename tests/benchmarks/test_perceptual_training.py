@@ -24,4 +24,4 @@ def test_both_losses_together_look_better_and_cost_less_than_a_third_of_a_decibe
 @pytest.mark.parametrize("preset", PRESETS)
 def test_its_flags_are_those_of_the_trainer(preset, loss):
     args = train_pqgan.parse(["--dataset", "photos", "--output_dir", "run", *flags(preset, loss)])
-    assert (args.ssimulacra2_weight > 0) == (loss in ("ss2", "both"))
+    assert (args.ssimulacra2_weight > 0) == (loss in ("ss2", "both", "strong"))
