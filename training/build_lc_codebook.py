@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from pqdiff.data.captions.captioned import StreamedImages, open_captioned
 from pqdiff.data.files import atomic_file, check_new_file
+from pqdiff.data.folder_lock import lock_folder
 from pqdiff.data.images.crops import resize_and_crop
 from pqdiff.data.images.reading import to_tensor
 from pqdiff.devices import choose_device
@@ -90,6 +91,18 @@ def main(argv=None) -> None:
     args.resolution = args.resolution or extractor.local_side
     images = open_images(args)
     work = args.work or args.output.with_name(args.output.name + ".work")
+    unlock = lock_folder(work, images)
+    try:
+        build(args, extractor, images, work)
+    finally:
+        unlock()
+    if not args.work:
+        with contextlib.suppress(OSError):  # other files are in it, or it is a link
+            work.rmdir()
+
+
+def build(args, extractor, images, work: Path) -> None:
+    """Write the table, from the features that are in `work` already and those that are not yet."""
     open_work(work, recipe_of(args, extractor, images))
     names, digest, parts = extract(args, extractor, images, work)
     features = FeatureRows([open_part(path) for path in parts], args.unit_length)
@@ -114,8 +127,6 @@ def main(argv=None) -> None:
     if not args.work:
         for path in (work / _RECIPE, *parts, *(part.with_suffix(".json") for part in parts)):
             path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # other files are in it, or it is a link
-            work.rmdir()
     print(f"{args.output}: {table.shape[0]} codewords of {table.shape[1]} numbers, from {len(features)} features of "
           f"{len(names)} images")  # fmt: skip
 

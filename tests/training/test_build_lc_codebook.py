@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pqdiff.data import folder_lock
 from pqdiff.fitting.feature_codebook import read_features
 from pqdiff.training.autoencoders import ModelOptions, build_autoencoder
 from training import build_lc_codebook
@@ -81,6 +82,18 @@ def test_codewords_of_unit_length_come_from_features_of_unit_length(photos, work
     table, metadata = build(photos, work[0], tmp_path / "table", "--method", method, "--unit_length")
     torch.testing.assert_close(table.float().norm(dim=1), torch.ones(6), atol=2e-3, rtol=0)
     assert metadata["unit_length"] == "True"
+
+
+def test_two_runs_do_not_write_to_one_folder(photos, work, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_lock, "_PATIENCE", 0.0)
+    other = torch.nn.Identity()  # any object that lives
+    unlock = folder_lock.lock_folder(work[0], other)
+    try:
+        with pytest.raises(ValueError, match="another process writes to it"):
+            build(photos, work[0], tmp_path / "table")
+    finally:
+        unlock()
+    build(photos, work[0], tmp_path / "table")
 
 
 def test_features_of_other_settings_are_not_mixed(photos, work, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pqdiff.data.cache import writer as writer_module
+from pqdiff.data import folder_lock
 from pqdiff.data.cache.reader import LatentCache
 from pqdiff.data.cache.shards import INDEX
 from pqdiff.data.cache.writer import LatentCacheWriter
@@ -137,7 +137,7 @@ def test_dot_files_of_others_stay_and_leftovers_of_a_killed_writer_go(tmp_path):
 
 
 def test_two_writers_in_one_folder_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer_module, "_PATIENCE", 0.0)
+    monkeypatch.setattr(folder_lock, "_PATIENCE", 0.0)
     with LatentCacheWriter(tmp_path / "c", **SETTINGS) as first:
         first.add([sample(0)])
         with pytest.raises(ValueError, match="another process writes to it"):

@@ -1,13 +1,8 @@
 """Write a latent cache shard by shard, and continue where an interrupted run stopped."""
 
-import fcntl
 import json
-import os
 import re
-import time
-import weakref
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
 
@@ -26,9 +21,9 @@ from pqdiff.data.cache.shards import (
     write_index,
     write_tensors,
 )
+from pqdiff.data.folder_lock import lock_folder
 
 _TEMPORARY = re.compile(r"\.pqdiff-\w{8}\.(json|safetensors)")  # see `atomic_file`
-_PATIENCE = 10.0  # seconds to wait for a lock: workers of a run that was killed end after five
 _MOST_BUFFERED = 512 * 2**20  # bytes of samples kept in memory, all shapes together
 
 
@@ -94,7 +89,7 @@ class LatentCacheWriter:
         self.done: dict[int, bytes] = {}  # in shards, with the digest of the source
         self.pending: set[int] = set()  # in memory
         self.complete = False
-        self._unlock = _lock(self.folder, self)
+        self._unlock = lock_folder(self.folder, self)
         try:
             self._open()
         except BaseException:
@@ -251,28 +246,6 @@ class LatentCacheWriter:
                 self.flush()
         finally:
             self._unlock()
-
-
-def _lock(folder: Path, owner: object) -> Callable[[], None]:
-    """Make a folder that `owner` alone writes to, until the function that is returned is called or the owner is gone.
-
-    Raises:
-        ValueError: if another one writes to it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, deadline = os.open(folder, os.O_RDONLY), time.monotonic() + _PATIENCE
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the folder itself: there is no file to leave behind
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(handle)
-                raise ValueError(f"{folder}: another process writes to it; wait, or choose another folder") from None
-            time.sleep(0.1)
-        except OSError:  # a network drive without locks
-            break
-    return weakref.finalize(owner, os.close, handle)
 
 
 def _is_ours(path: Path) -> bool:
