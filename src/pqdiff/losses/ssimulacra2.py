@@ -7,20 +7,22 @@ that is trained with it has a higher SSIMULACRA2 for that reason: other numbers 
 import torch
 from torch import nn
 
-from pqdiff.metrics.filters import blur
-from pqdiff.metrics.ssimulacra2 import (
+from pqdiff.filters import blur, gaussian
+from pqdiff.ssimulacra2_formula import (
     BIAS,
     C2,
     EXPONENT,
     LEAST_SIDE,
     MARGIN,
-    WINDOW,
+    WINDOW_SIZE,
+    WINDOW_STANDARD_DEVIATION,
     Eye,
     distance_of,
     halve,
     weights_of_scales,
 )
 
+_WINDOW = gaussian(WINDOW_SIZE, WINDOW_STANDARD_DEVIATION)
 _LEAST_DISTANCE = 1e-6  # its power has an infinite gradient at 0
 
 
@@ -71,7 +73,7 @@ def _linear(srgb: torch.Tensor) -> torch.Tensor:
 def _norms(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Means of the errors of a reconstruction and its image (3, H, W), linear RGB, and their 4-norms: (3, 2, 3)."""
     x, y = _seen(x), _seen(y)
-    mean_x, mean_y, squares, difference = blur(torch.cat([x, y, x**2 + y**2, (x - y) ** 2]), WINDOW).split(3)
+    mean_x, mean_y, squares, difference = blur(torch.cat([x, y, x**2 + y**2, (x - y) ** 2]), _WINDOW).split(3)
     bias = (mean_x - mean_y) ** 2
     variances = squares - mean_x**2 - mean_y**2 + C2
     structure = (difference - bias) / variances * (1 - bias) + bias

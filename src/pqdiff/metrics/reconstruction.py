@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torchmetrics import Metric
 
-from pqdiff.metrics.filters import blur, gaussian
+from pqdiff.filters import blur, gaussian
 from pqdiff.metrics.image_mean import ImageMean, per_image
 
 _IDENTICAL_DB = 100.0  # PSNR of an image that is reproduced exactly, because infinity would make the mean infinite

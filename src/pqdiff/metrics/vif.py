@@ -6,7 +6,7 @@ windows of up to 17 x 17 weights are separable. Computed in float64: a variance 
 
 import torch
 
-from pqdiff.metrics.filters import blur, gaussian
+from pqdiff.filters import blur, gaussian
 from pqdiff.metrics.image_mean import ImageMean, per_image
 
 _NOISE = 2.0  # variance of the eye's noise, for values up to 255

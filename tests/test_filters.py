@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.signal import convolve2d
 
-from pqdiff.metrics import filters
+from pqdiff import filters
 
 
 @pytest.mark.parametrize("strip", [1, 100, 2**18])
