@@ -67,6 +67,8 @@ def test_only_tokenizers_get_noise_each_level_once():
 def test_levels_that_are_no_noise_are_refused(level):
     with pytest.raises(ValueError, match=r"noise \(.*\) must be a finite number above 0"):
         noisy(level)
+    with pytest.raises(ValueError, match=r"noise \(.*\) must be a finite number above 0"):  # also where it is not used
+        with_noise(CodecReconstructor(Codec.parse("jpeg:75")), [level])
 
 
 def test_models_without_tokens_are_refused():

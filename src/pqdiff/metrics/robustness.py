@@ -38,8 +38,7 @@ class NoisyReconstructor(AutoencoderReconstructor):
             raise ValueError(
                 f"{name or type(model).__name__}: noise on latents needs tokens, which it does not have: leave out --noise"
             )
-        if not (math.isfinite(level) and level > 0):
-            raise ValueError(f"noise ({level}) must be a finite number above 0")
+        _check_level(level)
         super().__init__(model, f"{name} + noise {level:g}")
         self.level, self.seed = level, seed
 
@@ -57,10 +56,21 @@ class NoisyReconstructor(AutoencoderReconstructor):
 
 
 def with_noise(reconstructor, levels: Sequence[float]) -> list[NoisyReconstructor]:
-    """A tokenizer with noise of each level; nothing for what has no tokens."""
+    """A tokenizer with noise of each level; nothing for what has no tokens.
+
+    Raises:
+        ValueError: for a level that is not above 0.
+    """
+    for level in levels:
+        _check_level(level)
     if not getattr(reconstructor, "codebook_sizes", None):
         return []
     return [NoisyReconstructor(reconstructor.model, level, reconstructor.name) for level in dict.fromkeys(levels)]
+
+
+def _check_level(level: float) -> None:
+    if not (math.isfinite(level) and level > 0):
+        raise ValueError(f"noise ({level}) must be a finite number above 0")
 
 
 class ChangedTokens(Metric):
