@@ -7,7 +7,7 @@ The constants are those of https://github.com/cloudinary/ssimulacra2. The window
 import torch
 import torch.nn.functional as F
 
-WINDOW_SIZE, WINDOW_STANDARD_DEVIATION = 11, 1.5
+WINDOW = 11, 1.5  # size and standard deviation
 _SCALES = 6
 EXPONENT = 0.6276336467831387
 MARGIN = 5
@@ -76,3 +76,9 @@ def halve(image: torch.Tensor) -> torch.Tensor:
     image = F.pad(image, (0, image.shape[2] % 2, 0, image.shape[1] % 2), mode="replicate")
     rows = image[:, ::2] + image[:, 1::2]
     return (rows[..., ::2] + rows[..., 1::2]) / 4
+
+
+def framed(planes: torch.Tensor) -> torch.Tensor:
+    """Planes (3, H, W) with a margin: mirrored above and below, zeros at the sides."""
+    tall = torch.cat([planes[:, :MARGIN].flip(1), planes, planes[:, -MARGIN:].flip(1)], dim=1)
+    return F.pad(tall, (MARGIN, MARGIN))

@@ -7,22 +7,10 @@ that is trained with it has a higher SSIMULACRA2 for that reason: other numbers 
 import torch
 from torch import nn
 
+from pqdiff import ssimulacra2_formula as formula
 from pqdiff.filters import blur, gaussian
-from pqdiff.ssimulacra2_formula import (
-    BIAS,
-    C2,
-    EXPONENT,
-    LEAST_SIDE,
-    MARGIN,
-    WINDOW_SIZE,
-    WINDOW_STANDARD_DEVIATION,
-    Eye,
-    distance_of,
-    halve,
-    weights_of_scales,
-)
 
-_WINDOW = gaussian(WINDOW_SIZE, WINDOW_STANDARD_DEVIATION)
+_WINDOW = gaussian(*formula.WINDOW)
 _LEAST_DISTANCE = 1e-6  # its power has an infinite gradient at 0
 
 
@@ -44,10 +32,10 @@ class SSIMULACRA2Loss(nn.Module):
             images.shape != others.shape
             or images.ndim != 4
             or images.shape[1] != 3
-            or min(images.shape[2:]) < LEAST_SIDE
+            or min(images.shape[2:]) < formula.LEAST_SIDE
         ):
             raise ValueError(
-                f"images and others must both be (B, 3, H, W) with sides of at least {LEAST_SIDE}, got "
+                f"images and others must both be (B, 3, H, W) with sides of at least {formula.LEAST_SIDE}, got "
                 f"{tuple(images.shape)} and {tuple(others.shape)}"
             )
         with torch.autocast(images.device.type, enabled=False):
@@ -57,12 +45,12 @@ class SSIMULACRA2Loss(nn.Module):
 def _loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     pair = [_linear((image / 2 + 0.5).clamp(0, 1)) for image in (x, y)]
     error = x.new_zeros(())
-    for scale, weights in enumerate(weights_of_scales(min(x.shape[1:]))):
+    for scale, weights in enumerate(formula.weights_of_scales(min(x.shape[1:]))):
         if scale:
-            pair = [halve(image) for image in pair]
+            pair = [formula.halve(image) for image in pair]
         error = error + (_norms(*pair) * weights.to(error)).sum()
-    distance = distance_of(error)
-    return torch.where(distance > _LEAST_DISTANCE, distance.clamp(min=_LEAST_DISTANCE) ** EXPONENT, 0) / 10
+    distance = formula.distance_of(error)
+    return torch.where(distance > _LEAST_DISTANCE, distance.clamp(min=_LEAST_DISTANCE) ** formula.EXPONENT, 0) / 10
 
 
 def _linear(srgb: torch.Tensor) -> torch.Tensor:
@@ -75,9 +63,9 @@ def _norms(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     x, y = _seen(x), _seen(y)
     mean_x, mean_y, squares, difference = blur(torch.cat([x, y, x**2 + y**2, (x - y) ** 2]), _WINDOW).split(3)
     bias = (mean_x - mean_y) ** 2
-    variances = squares - mean_x**2 - mean_y**2 + C2
+    variances = squares - mean_x**2 - mean_y**2 + formula.C2
     structure = (difference - bias) / variances * (1 - bias) + bias
-    inside = slice(MARGIN, -MARGIN)
+    inside = slice(formula.MARGIN, -formula.MARGIN)
     edge_x, edge_y = ((mean - image[:, inside, inside]).abs() for mean, image in ((mean_x, x), (mean_y, y)))
     change = (edge_x - edge_y) / (edge_y + 1)  # above 0: artifacts; below 0: lost detail
     errors = torch.stack([structure, change, -change]).clamp(min=0)  # (3 kinds, 3 channels, H, W)
@@ -88,8 +76,6 @@ def _norms(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def _seen(linear: torch.Tensor) -> torch.Tensor:
     """X, Y and B - Y of an image (3, H, W) in linear RGB: mirrored above and below, and zeros at the sides."""
-    eye = Eye(linear)
-    roots = torch.addmm(eye.bias, eye.cones, linear.flatten(1)).clamp(min=BIAS / 2) ** (1 / 3)
-    planes = torch.addmm(eye.offsets, eye.xyb, roots).view_as(linear)
-    tall = torch.cat([planes[:, :MARGIN].flip(1), planes, planes[:, -MARGIN:].flip(1)], dim=1)
-    return nn.functional.pad(tall, (MARGIN, MARGIN))
+    eye = formula.Eye(linear)
+    roots = torch.addmm(eye.bias, eye.cones, linear.flatten(1)).clamp(min=formula.BIAS / 2) ** (1 / 3)
+    return formula.framed(torch.addmm(eye.offsets, eye.xyb, roots).view_as(linear))

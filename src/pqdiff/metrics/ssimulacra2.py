@@ -9,24 +9,12 @@ similarity, so that float32 is enough.
 import math
 
 import torch
-import torch.nn.functional as F
 
+from pqdiff import ssimulacra2_formula as formula
 from pqdiff.filters import blur, gaussian
 from pqdiff.metrics.image_mean import ImageMean, per_image
-from pqdiff.ssimulacra2_formula import (
-    C2,
-    EXPONENT,
-    LEAST_SIDE,
-    MARGIN,
-    WINDOW_SIZE,
-    WINDOW_STANDARD_DEVIATION,
-    Eye,
-    distance_of,
-    halve,
-    weights_of_scales,
-)
 
-_WINDOW = gaussian(WINDOW_SIZE, WINDOW_STANDARD_DEVIATION)
+_WINDOW = gaussian(*formula.WINDOW)
 _STRIP = 2**14  # pixels that are compared at once, so that all there is about them stays in the processor's cache
 
 
@@ -46,25 +34,25 @@ def ssimulacra2(preds: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: if the images do not fit together or are too small.
     """
-    return per_image(_ssimulacra2, preds, target, "SSIMULACRA2", LEAST_SIDE)
+    return per_image(_ssimulacra2, preds, target, "SSIMULACRA2", formula.LEAST_SIDE)
 
 
 class SSIMULACRA2(ImageMean):
     """Mean of the SSIMULACRA2 of each image, at most 100. Higher is better. See `ssimulacra2`."""
 
-    least_side = LEAST_SIDE
+    least_side = formula.LEAST_SIDE
     values = staticmethod(ssimulacra2)
 
 
 def _ssimulacra2(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     images = _linear(x), _linear(y)  # always two calls: in one, equal images may differ in the last digit
-    eye = Eye(x)
+    eye = formula.Eye(x)
     error = torch.zeros((), dtype=torch.float64, device=x.device)
-    for scale, weights in enumerate(weights_of_scales(min(x.shape[1:]))):
+    for scale, weights in enumerate(formula.weights_of_scales(min(x.shape[1:]))):
         if scale:
-            images = [halve(image) for image in images]
+            images = [formula.halve(image) for image in images]
         error += _error(*(_seen(image, eye) for image in images), weights)
-    return 100 - 10 * distance_of(error).clamp(min=0) ** EXPONENT
+    return 100 - 10 * formula.distance_of(error).clamp(min=0) ** formula.EXPONENT
 
 
 def _linear(srgb: torch.Tensor) -> torch.Tensor:
@@ -73,24 +61,22 @@ def _linear(srgb: torch.Tensor) -> torch.Tensor:
     return power.add_(srgb.clamp(max=0.04045).sub_(0.04045), alpha=1 / 12.92)
 
 
-def _seen(linear: torch.Tensor, eye: Eye) -> torch.Tensor:
+def _seen(linear: torch.Tensor, eye: formula.Eye) -> torch.Tensor:
     """X, Y and B - Y of an image (3, H, W) in linear RGB, mirrored above and below, between zeros at the sides.
 
     All in the range that errors are computed in: (3, H + 2 MARGIN, W + 2 MARGIN).
     """
     roots = torch.addmm(eye.bias, eye.cones, linear.flatten(1)).log_().div_(3).exp_()
-    planes = torch.addmm(eye.offsets, eye.xyb, roots).view_as(linear)
-    tall = torch.cat([planes[:, :MARGIN].flip(1), planes, planes[:, -MARGIN:].flip(1)], dim=1)
-    return F.pad(tall, (MARGIN, MARGIN))
+    return formula.framed(torch.addmm(eye.offsets, eye.xyb, roots).view_as(linear))
 
 
 def _error(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Weighted sum, float64, of all errors between what is seen of a reconstruction and of its image."""
-    height, width = (side - 2 * MARGIN for side in x.shape[1:])
+    height, width = (side - 2 * formula.MARGIN for side in x.shape[1:])
     weighty = weights[:, :, 0].any(1).nonzero()[:, 0].tolist()
     channels = slice(weighty[0], weighty[-1] + 1)  # only there errors of structure have a weight
     step = max(1, _STRIP // width)
-    strips = [slice(top, top + step + 2 * MARGIN) for top in range(0, height, step)]
+    strips = [slice(top, top + step + 2 * formula.MARGIN) for top in range(0, height, step)]
     norms = sum(_sums(x[:, strip], y[:, strip], channels) for strip in strips) / (height * width)
     norms[1] = norms[1] ** 0.25
     structure, artifacts, lost = weights[channels, :, 0], weights[:, :, 1], weights[:, :, 2]
@@ -106,9 +92,9 @@ def _sums(x: torch.Tensor, y: torch.Tensor, channels: slice) -> torch.Tensor:
     errors = torch.empty_like(planes[: count + 6, : mean_x.shape[1], : mean_x.shape[2]])
     bias = (mean_x[channels] - mean_y[channels]).square_()
     # 1 - (1 - bias) (2 covariance + C2) / (both variances + C2), with 2 covariance = both variances - that of x - y
-    variances = squares.sub_(mean_x[channels].square()).sub_(mean_y[channels].square()).add_(C2)
+    variances = squares.sub_(mean_x[channels].square()).sub_(mean_y[channels].square()).add_(formula.C2)
     torch.add(difference.sub_(bias).div_(variances).mul_(1 - bias), bias, out=errors[:count])
-    inside = slice(MARGIN, -MARGIN)
+    inside = slice(formula.MARGIN, -formula.MARGIN)
     edge_x = mean_x.sub_(x[:, inside, inside]).abs_()
     edge_y = mean_y.sub_(y[:, inside, inside]).abs_()
     artifacts, lost = errors[count:].split(3)
