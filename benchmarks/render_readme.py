@@ -124,15 +124,20 @@ def noise_table() -> str:
 def quantizers_table() -> str:
     """One row per method, by quality: mean and standard deviation over seeds."""
     document = json.loads((RESULTS / "quantizers.json").read_text())
-    rows = ["| method | bits per pixel | PSNR dB | SSIM | codewords used | H_n |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| method | bits per pixel | PSNR dB | SSIM | SSIMULACRA2 | codewords used | H_n | P_n | images/s | MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     methods = document["methods"].items()
     for name, result in sorted(methods, key=lambda item: -item[1]["metrics"]["psnr_dataset"]["mean"]):
         m = result["metrics"]
         used = m.get("codebook_utilization")
         rows.append(
             f"| {name} | {m['bits_per_pixel']['mean']:.3f} | {m['psnr_dataset']['mean']:.2f} "
-            f"± {m['psnr_dataset']['std']:.2f} | {m['ssim']['mean']:.4f} | {used['mean']:.1%} | "
-            f"{m['codebook_h_n']['mean']:.3f} |"
+            f"± {m['psnr_dataset']['std']:.2f} | {m['ssim']['mean']:.4f} | {m['ssimulacra2']['mean']:.1f} | "
+            f"{used['mean']:.1%} | {m['codebook_h_n']['mean']:.3f} | {m['codebook_p_n']['mean']:.3f} | "
+            f"{result['search_images_per_second']:,.0f} | {result['search_megabytes']:.2f} + "
+            f"{result['stored_megabytes']:.2f} |"
         )
     return "\n".join(rows)
 
