@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PHOTO ?=
+RUNS ?= 10
+BUSY ?= $(shell nproc)
 export PROMPT =
 SKIMAGE_PHOTOS = $$($(BIN)/python -c "import skimage.data, pathlib; folder = pathlib.Path(skimage.data.__file__).parent; print(folder / 'astronaut.png', folder / 'chelsea.png', folder / 'coffee.png')")
 # No model has seen a red triangle in training.
@@ -11,7 +13,7 @@ DEMO_PROMPTS = "a small red circle above a large blue square" \
 	"three small purple squares on a white background" \
 	"a large yellow circle in the top right on a black background"
 
-.PHONY: demo test test-slow lint format bench checkpoints tiny-suite clean
+.PHONY: demo test test-slow test-under-load lint format bench checkpoints tiny-suite clean
 
 $(VENV)/.ready: setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +30,11 @@ test: $(VENV)/.ready
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow
+
+test-under-load: $(VENV)/.ready  ## all tests RUNS times beside BUSY endless loops: none may fail on a busy machine
+	@loops=; for loop in $$(seq $(BUSY)); do while :; do :; done & loops="$$loops $$!"; done; \
+	trap 'test -z "$$loops" || kill $$loops' EXIT; trap 'exit 1' INT TERM; \
+	for run in $$(seq $(RUNS)); do echo "run $$run of $(RUNS)"; $(BIN)/python -m pytest -n 2 --dist worksteal || exit 1; done
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
