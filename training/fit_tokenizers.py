@@ -5,13 +5,14 @@
 Every tenth photo of --photos, in the order of names, is not fitted to but measured on: shorter side to 256 px by Lanczos,
 center crop, 8-bit output. All published numbers of this project are measured by this protocol.
 
-There are two kinds: `plain`, with one linear transform for all patches, for diffusion models; and `adaptive`, with classes
-of patches, for compression. The adaptive ones that a learned-PRESET.yaml names then get a small network over the decoded
-pixels (that of F8 gained only 0.001 dB by it and has none):
+There are three kinds: `plain`, with one linear transform for all patches, for diffusion models; `adaptive`, with classes of
+patches, for compression; and `perceptual`, adaptive and fitted to errors weighed by how much they are seen. The adaptive
+ones that a learned-PRESET.yaml names then get a small network over the decoded pixels (that of F8 gained only 0.001 dB by
+it and has none), and so do the perceptual ones by learned-PRESET-perceptual.yaml:
 
     python training/fit_tokenizers.py --photos PHOTOS/imagenet --also PHOTOS/bsds --learned runs/learned
     accelerate launch training/train_pqgan.py --config training/configs/pqgan/learned-PRESET.yaml
-    python training/fit_tokenizers.py --photos PHOTOS/imagenet --learned runs/learned --preset PRESET
+    python training/fit_tokenizers.py --photos PHOTOS/imagenet --learned runs/learned --preset PRESET --only adaptive
 
 The first command writes the photos at their final size to runs/learned/photos/{train,held_out}; the last one ships what was
 trained.
@@ -43,11 +44,13 @@ CARDS = ROOT / "model_cards"
 RESULTS = ROOT / "benchmarks" / "results" / "tokenizers.json"
 LATENTS = ROOT / "benchmarks" / "results" / "latent_stats.json"
 RESOLUTION, HOLD_OUT = 256, 10
-KINDS = {"plain": "", "adaptive": "-adaptive"}  # with the ends of their names
+KINDS = {"plain": "", "adaptive": "-adaptive", "perceptual": "-perceptual"}  # with the ends of their names
 BASES = 16
-# Of the adaptive ones: tensors that are stored in fp32, the others in half precision.
+# Of the perceptual ones: the power of the visibility of errors, chosen by benchmarks/visible_fits.py.
+VISIBILITY = {"f16-d128-s64-k128": 0.75, "f32-d256-s64-k256": 0.75}
+# Of all but the plain ones: tensors that are stored in fp32, the others in half precision.
 IN_FULL_PRECISION = ("quantizer.codebooks", "quantizer.class_codewords", "quantizer.frequencies")
-# For adaptive tokenizers: number of grids of patches on each photo, and number of patches in the sample.
+# For these: number of grids of patches on each photo, and number of patches in the sample.
 SAMPLES = {
     "f8-d128-s64-k512": (2, 250_000),
     "f16-d128-s64-k128": (4, 150_000),
@@ -84,14 +87,23 @@ def write_photos(args) -> None:
                 resized.save(temporary / f"{number:05d}.png", compress_level=1)
 
 
+def has_classes(name: str) -> bool:
+    return name.endswith((KINDS["adaptive"], KINDS["perceptual"]))
+
+
+def visibility(name: str) -> float:
+    perceptual = name.endswith(KINDS["perceptual"])
+    return VISIBILITY[name.removeprefix("pqgan-").removesuffix(KINDS["perceptual"])] if perceptual else 0.0
+
+
 def fit(args, preset: str, name: str) -> dict:
     """Fit one preset, write its folder and card, and return its metrics."""
     start = time.perf_counter()
     images = tqdm(training_photos(args), desc=name)
     tensors = (to_tensor(resize_to_cover(image, RESOLUTION)) for image in images)
-    options = {}
-    if name.endswith(KINDS["adaptive"]):
-        options = dict(zip(("grids", "sample_size"), SAMPLES[preset], strict=True), class_bases=BASES)
+    options = {"visibility": visibility(name)}
+    if has_classes(name):
+        options |= dict(zip(("grids", "sample_size"), SAMPLES[preset], strict=True), class_bases=BASES)
     model = fit_closed_form(tensors, preset, seed=args.seed, **options)
     seconds = time.perf_counter() - start
 
@@ -103,7 +115,7 @@ def ship(args, model: AutoencoderPQ, name: str) -> dict:
     folder = CHECKPOINTS / name
     shutil.rmtree(folder, ignore_errors=True)
     with atomic_folder(folder) as temporary:
-        if name.endswith(KINDS["adaptive"]):  # many bases; half precision makes no visible difference
+        if has_classes(name):  # many bases; half precision makes no visible difference
             for key, tensor in model.state_dict(keep_vars=True).items():
                 if key not in IN_FULL_PRECISION:
                     tensor.data = tensor.data.half()
@@ -128,7 +140,7 @@ def write_cards(model, name: str, metrics: dict, seed: int) -> None:
         f"principal components of {size} patches, dealt out to the subspaces with equal products of variances, and k-means "
         "in each."
     )
-    if name.endswith(KINDS["adaptive"]):
+    if has_classes(name):
         recipe = (
             f"the first token says which of {model.quantizer.codebook_sizes[0]} classes a {size} patch is (a mixture of "
             f"Gaussians in {model.quantizer.bases} orthonormal bases), the others code its coefficients in that basis "
@@ -137,11 +149,14 @@ def write_cards(model, name: str, metrics: dict, seed: int) -> None:
             "diffusion model, take the plain tokenizer of the same preset."
         )
     if model.refiner is not None:
-        config = f"training/configs/pqgan/learned-{model.config.preset}.yaml"
+        config = f"training/configs/pqgan/learned-{name.removeprefix('pqgan-').removesuffix(KINDS['adaptive'])}.yaml"
+        loss = "squared error and SSIMULACRA2" if visibility(name) else "squared error"
         recipe += (
             f" A network of {sum(p.numel() for p in model.refiner.parameters()):,} parameters over the decoded pixels, "
-            f"trained on the same photos for squared error (`{config}`), then mends the borders of patches and some blur."
+            f"trained on the same photos for {loss} (`{config}`), then mends the borders of patches and some blur."
         )
+    if visibility(name):
+        recipe = f"in patches whose errors are weighed by how much SSIMULACRA2 falls by them, {recipe}"
     training = (
         f"Fitted by `training/fit_tokenizers.py` (seed {seed}) to ImageNet sample images, one per class and without "
         f"those measured on below, and to the Berkeley Segmentation Data Set, shorter side {RESOLUTION} px: {recipe} "
@@ -149,7 +164,14 @@ def write_cards(model, name: str, metrics: dict, seed: int) -> None:
     )
     folder = CHECKPOINTS / name
     write_closed_form_card(
-        model, folder, name, training, f'pqdiff.bundled("{name}")', metrics, latents=latent_statistics(model, name)
+        model,
+        folder,
+        name,
+        training,
+        f'pqdiff.bundled("{name}")',
+        metrics,
+        latents=latent_statistics(model, name),
+        visibility=visibility(name),
     )
     CARDS.mkdir(exist_ok=True)
     shutil.copy(folder / "README.md", CARDS / f"{name}.md")
@@ -177,15 +199,17 @@ def main() -> None:
     parser.add_argument(
         "--learned", type=Path, help="folder of training runs: write their photos, or ship their results"
     )
-    parser.add_argument("--only", choices=KINDS, help="one kind; default: both")
+    parser.add_argument("--only", choices=KINDS, help="one kind; default: all")
     args = parser.parse_args()
     if not (args.photos or args.cards_only):
         parser.error("--photos is required to fit")
     if args.learned and not (args.learned / "photos" / "held_out").exists():
         write_photos(args)
         return
-    kinds = ["adaptive"] if args.learned else [args.only] if args.only else KINDS
+    kinds = [args.only] if args.only else [kind for kind in KINDS if not args.learned or kind != "plain"]
     for preset, kind in itertools.product(args.preset or PRESETS, kinds):
+        if kind == "perceptual" and preset not in VISIBILITY:
+            continue
         name = f"pqgan-{preset}{KINDS[kind]}"
         if args.cards_only:
             model = AutoencoderPQ.from_pretrained(CHECKPOINTS / name).eval()
@@ -195,7 +219,7 @@ def main() -> None:
         if args.measure_only:
             measured = {**measure(args, name), "fit_seconds": results[name]["fit_seconds"]}
         elif args.learned:
-            trained = args.learned / preset / "autoencoder"
+            trained = args.learned / name.removeprefix("pqgan-").removesuffix(KINDS["adaptive"]) / "autoencoder"
             if not trained.exists():
                 print(f"{name}: {trained} is missing, so this tokenizer stays as it is")
                 continue

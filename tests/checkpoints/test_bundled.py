@@ -16,13 +16,21 @@ from pqdiff.data.images.reading import load_image, normalize, to_pixels, to_tens
 from pqdiff.metrics import DatasetPSNR
 from pqdiff.models.fingerprint import fingerprint
 
+
+
+def preset(name: str) -> str:
+    """Name of the plain tokenizer of the same preset."""
+    return name.removesuffix("-adaptive").removesuffix("-perceptual")
+
+
 ROOT = Path(__file__).parents[2]
 CLOSED_FORMS = [f"pqgan-{preset}" for preset in pqdiff.PRESETS]
 ADAPTIVE = [name for name in pqdiff.BUNDLED if name.endswith("-adaptive")]
-NAMES = [*CLOSED_FORMS, *ADAPTIVE]
+PERCEPTUAL = [name for name in pqdiff.BUNDLED if name.endswith("-perceptual")]
+NAMES = [*CLOSED_FORMS, *ADAPTIVE, *PERCEPTUAL]
 # The plain recipe's dataset PSNR on the photos of record, in dB: what the fit must reach at least.
 PLAIN = dict(zip(CLOSED_FORMS, (39.3, 27.6, 31.6, 24.3), strict=True))
-PLAIN |= {name: PLAIN[name.removesuffix("-adaptive")] for name in ADAPTIVE}
+PLAIN |= {name: PLAIN[preset(name)] for name in (*ADAPTIVE, *PERCEPTUAL)}
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -56,7 +64,16 @@ def test_adaptive_tokenizers_are_much_better_at_the_same_rate(name):
     assert adaptive["ssim"] > plain["ssim"]
 
 
-@pytest.mark.parametrize("name", ADAPTIVE)
+@pytest.mark.parametrize("name", PERCEPTUAL)
+def test_perceptual_tokenizers_look_better_than_adaptive_ones_for_a_little_psnr(name):
+    results = json.loads((ROOT / "benchmarks/results/evaluation.json").read_text())
+    perceptual, adaptive = (results[each]["metrics"] for each in (name, f"{preset(name)}-adaptive"))
+    assert perceptual["bits_per_pixel"] == adaptive["bits_per_pixel"]
+    assert perceptual["ssimulacra2"] > adaptive["ssimulacra2"] + 5
+    assert perceptual["psnr_dataset"] > adaptive["psnr_dataset"] - 0.5
+
+
+@pytest.mark.parametrize("name", [*ADAPTIVE, *PERCEPTUAL])
 def test_cards_of_trained_tokenizers_name_the_config_that_made_them(name):
     folder = Path(pqdiff.bundled(name))
     config = f"training/configs/pqgan/learned-{name.removeprefix('pqgan-').removesuffix('-adaptive')}.yaml"
@@ -66,11 +83,11 @@ def test_cards_of_trained_tokenizers_name_the_config_that_made_them(name):
 
 
 def test_pictures_get_the_best_tokenizer_of_every_rate():
-    assert {name.removesuffix("-adaptive") for name in BEST_AT_EACH_RATE} == set(CLOSED_FORMS)
-    assert set(BEST_AT_EACH_RATE) >= set(ADAPTIVE)
+    assert {preset(name) for name in BEST_AT_EACH_RATE} == set(CLOSED_FORMS)
+    assert set(BEST_AT_EACH_RATE) == {*ADAPTIVE, *PERCEPTUAL}
 
 
-@pytest.mark.parametrize(("names", "megabytes"), [(CLOSED_FORMS, 12), (ADAPTIVE, 40)])
+@pytest.mark.parametrize(("names", "megabytes"), [(CLOSED_FORMS, 12), (ADAPTIVE, 40), (PERCEPTUAL, 20)])
 def test_weights_of_a_kind_stay_small_together(names, megabytes):
     files = [path for name in names for path in Path(pqdiff.bundled(name)).glob("*.safetensors")]
     assert len(files) == len(names)

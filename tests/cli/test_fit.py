@@ -87,6 +87,15 @@ def test_an_interrupted_fit_leaves_nothing_behind(tmp_path, pqdiff, monkeypatch)
     assert result.err == "pqdiff: interrupted; nothing was left half-written\n"
 
 
+def test_a_fit_for_visible_errors_says_so_on_its_card(fitted, tmp_path, pqdiff):
+    options = ["-p", "f8-d32-s16-k32", "--resolution", 128, "--visibility", "0.5"]
+    assert_done(pqdiff("fit", fitted.folder / "images", "-o", tmp_path / "model", *options))
+    card = " ".join((tmp_path / "model" / "README.md").read_text().split())
+    assert "--visibility 0.5`" in card
+    assert "weighed by how much their color and frequency lower SSIMULACRA2 (power 0.5)" in card
+    assert "squared error alone" not in card
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [
@@ -95,6 +104,9 @@ def test_an_interrupted_fit_leaves_nothing_behind(tmp_path, pqdiff, monkeypatch)
         (["-p", F8, "--hidden-channels", "7"], "hidden"),
         (["-p", F8, "--hidden-channels", "-64"], "hidden"),
         (["-p", F8, "--hidden-channels", "128"], "hidden"),  # more than a patch has
+        (["-p", F8, "--visibility", "1.5"], "visibility (1.5) must be from 0"),
+        (["-p", F8, "--visibility", "nan"], "visibility (nan) must be from 0"),
+        (["-p", F8, "--visibility", "0.5", "--on-latents", "tiny-base"], "nor --visibility"),
         (["-p", F8, "--exclude-every", "1"], "too few"),
         (["-p", F8, "--resolution", "16"], "512"),  # fewer patches than codewords
     ],

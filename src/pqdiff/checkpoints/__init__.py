@@ -7,11 +7,9 @@ from pqdiff.suggestions import did_you_mean
 _FOLDER = Path(__file__).parent
 
 BUNDLED = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/config.json")))
-# The shipped tokenizer that reconstructs images best at each rate: the adaptive one where there is one. A diffusion model
-# should be trained on the latents of the others.
-BEST_AT_EACH_RATE = tuple(
-    f"{name}-adaptive" if f"{name}-adaptive" in BUNDLED else name for name in BUNDLED if not name.endswith("-adaptive")
-)
+# The shipped tokenizers that reconstruct images best at each rate: the adaptive ones, and the perceptual ones, which look
+# better and have a lower PSNR. A diffusion model should be trained on the latents of the others.
+BEST_AT_EACH_RATE = tuple(name for name in BUNDLED if name.endswith(("-adaptive", "-perceptual")))
 BUNDLED_PIPELINES = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/model_index.json")))
 
 

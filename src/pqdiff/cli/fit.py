@@ -34,6 +34,13 @@ def fit(
             max=2**16,
         ),
     ] = 0,
+    visibility: Annotated[
+        float,
+        typer.Option(
+            help="Weigh errors by this power of how much they are seen, e.g. 0.5: higher SSIMULACRA2, lower PSNR. 0 means "
+            "squared error."
+        ),
+    ] = 0.0,
     on_latents: Annotated[
         str | None,
         typer.Option(
@@ -56,9 +63,12 @@ def fit(
 ) -> None:
     """Fit tokenizers to images in minutes, without a GPU and without gradients."""
     for name in preset:
-        closed_form_config(name, hidden_channels, class_bases)  # wrong values stop the command before the work starts
-    if on_latents and (hidden_channels or class_bases or scaling_exponent):
-        raise ValueError("--on-latents has neither --hidden-channels, nor --class-bases, nor --scaling-exponent")
+        # Wrong values stop the command before the work starts.
+        closed_form_config(name, hidden_channels, class_bases, visibility)
+    if on_latents and (hidden_channels or class_bases or scaling_exponent or visibility):
+        raise ValueError(
+            "--on-latents has neither --hidden-channels, nor --class-bases, nor --scaling-exponent, nor --visibility"
+        )
 
     from pqdiff.cli.library_messages import silence_libraries
     from pqdiff.cli.output import print_json, print_lines, progress_bar
@@ -84,7 +94,7 @@ def fit(
                 if not (exclude_every and i % exclude_every == 0)
             )
             on_step = lambda stage, step, steps, name=name, show=show: show(f"{name}: {stage}", step, steps)  # noqa: E731
-            shape = {"hidden_channels": hidden_channels, "class_bases": class_bases}
+            shape = {"hidden_channels": hidden_channels, "class_bases": class_bases, "visibility": visibility}
             if on_latents:
                 model = fit_preset_on_latents(on_latents, images, name, seed)
             else:
@@ -94,8 +104,10 @@ def fit(
             model.save_pretrained(temporary)
             command = f"pqdiff fit {Path(source).name} --preset {name} --resolution {resolution} --seed {seed}"
             command += f" --class-bases {class_bases}" * bool(class_bases)
+            command += f" --visibility {visibility:g}" * bool(visibility)
             command += f" --on-latents {Path(on_latents).name}" if on_latents else ""
-            write_closed_form_card(model, temporary, folder.name, f"Fitted by `{command}`.", f'"{folder.name}"')
+            load, training = f'"{folder.name}"', f"Fitted by `{command}`."
+            write_closed_form_card(model, temporary, folder.name, training, load, visibility=visibility)
         fitted.append({"preset": name, "folder": str(folder), "fingerprint": fingerprint(model)})
     if json:
         print_json({"fitted": fitted})

@@ -4,7 +4,8 @@ Principal components of F x F patches, dealt out to the subspaces so that each h
 (optimized product quantization, Ge et al. 2013, parametric solution), then k-means per subspace. With hidden channels a
 codeword stands for more components than the latents show: at few bits per patch the components that d channels cannot
 hold cost more than the quantization of those they can. With classes the first codeword says what kind of patch this is
-(`class_fit.py`).
+(`classes.py`). With visibility all this is done to patches whose squared errors count as much as they are seen
+(`visibility.py`).
 """
 
 import heapq
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 
 from pqdiff.fitting.classes import class_codewords, fit_classes
 from pqdiff.fitting.kmeans import fit_codebooks
+from pqdiff.fitting.visibility import visible_weights
 from pqdiff.models.autoencoder_pq import AutoencoderPQ
 from pqdiff.models.presets import closed_form_config
 from pqdiff.quantizers import Quantizer, build_quantizer
@@ -126,6 +128,7 @@ def fit_closed_form(
     seed: int = 0,
     class_bases: int = 0,
     grids: int | None = None,
+    visibility: float = 0.0,
     on_step: Callable[[str, int, int], None] = lambda stage, step, steps: None,
 ) -> AutoencoderPQ:
     """Fit the linear path and the codebooks of a preset to images.
@@ -139,6 +142,7 @@ def fit_closed_form(
         seed: makes the result reproducible.
         class_bases: bases of the classes of patches that the first subspace codes; 0 for no classes.
         grids: placements of the grid of patches on each image; None for 1, and 2 for patches larger than 8.
+        visibility: 0 to fit for squared error; up to 1 to weigh errors by this power of how much they are seen.
         on_step: told `(stage, step, steps)` as work proceeds; `steps` is 0 where the total is unknown.
 
     Returns:
@@ -147,7 +151,7 @@ def fit_closed_form(
     Raises:
         ValueError: if there are no images, or fewer patches than codewords.
     """
-    config = closed_form_config(preset, hidden_channels, class_bases)
+    config = closed_form_config(preset, hidden_channels, class_bases, visibility)
     factor = config["transform_config"]["patch_size"]
     generator = torch.Generator().manual_seed(seed)
     sample_size = sample_size or min(150_000, 3 * 2**26 // (3 * factor**2))
@@ -157,19 +161,23 @@ def fit_closed_form(
         on_step("reading patches", step, 0)
     mean, covariance = statistics.mean_and_covariance()
     on_step("principal components", 0, 1)
-    variances, components = torch.linalg.eigh(covariance)
+    weights, inverse = (None, None) if visibility == 0 else visible_weights(factor, visibility)
+    variances, components = torch.linalg.eigh(covariance if weights is None else weights @ covariance @ weights.T)
     shape = config["quantizer_config"]
     width = shape.get("components") or config["latent_channels"] + shape["hidden_channels"]
     variances, components = variances.flip(0)[:width], components.flip(1)[:, :width]  # descending
     on_step("principal components", 1, 1)
 
     num_subspaces = shape["num_subspaces"]
+    if not class_bases:
+        order = balanced_groups(variances.clamp_min(1e-12).tolist(), num_subspaces)  # (S, width / S)
+        components = components[:, order.flatten()]  # (3 F^2, width), one subspace after the other
+    analysis = (components if weights is None else weights.T @ components).float()
+    synthesis = analysis if inverse is None else (inverse @ components).float()
     if class_bases:
-        quantizer, tokens = _fit_with_classes(config, statistics, mean.float(), components.float(), generator, on_step)
-        return _assemble(config, mean.float(), components.float(), quantizer, tokens, scaling_exponent)
-    order = balanced_groups(variances.clamp_min(1e-12).tolist(), num_subspaces)  # (S, width / S)
-    basis = components[:, order.flatten()].float()  # (3 F^2, width), one subspace after the other
-    coefficients = (statistics.sample() - mean.float()) @ basis
+        quantizer, tokens = _fit_with_classes(config, statistics, mean.float(), analysis, generator, on_step)
+        return _assemble(config, mean.float(), analysis, synthesis, quantizer, tokens, scaling_exponent)
+    coefficients = (statistics.sample() - mean.float()) @ analysis
     vectors = coefficients.T.unflatten(0, (num_subspaces, -1)).contiguous()  # (S, width / S, N)
     del coefficients
     steps = iter(range(1, sum(_ITERATIONS) + 1))
@@ -184,7 +192,7 @@ def fit_closed_form(
     with torch.no_grad():
         quantizer.codebooks.copy_(codebooks)
     tokens = nearest_codewords(vectors[None], codebooks)[0]  # (S, N)
-    return _assemble(config, mean.float(), basis, quantizer, tokens, scaling_exponent)
+    return _assemble(config, mean.float(), analysis, synthesis, quantizer, tokens, scaling_exponent)
 
 
 def _fit_with_classes(config, statistics, mean, components, generator, on_step) -> tuple[Quantizer, torch.Tensor]:
@@ -225,9 +233,9 @@ def balanced_groups(variances: list[float], num_groups: int) -> torch.Tensor:
     return torch.tensor(groups)
 
 
-def _assemble(config, mean, basis, quantizer, tokens, scaling_exponent) -> AutoencoderPQ:
-    """The model of an orthonormal basis (3 F^2, width), a quantizer of its coefficients, and the tokens (S, N) of the
-    sample, which say how often codewords occur."""
+def _assemble(config, mean, analysis, synthesis, quantizer, tokens, scaling_exponent) -> AutoencoderPQ:
+    """The model of two bases (3 F^2, width), one for the way in and one for the way back, a quantizer of the coefficients,
+    and the tokens (S, N) of the sample, which say how often codewords occur."""
     counts = [torch.bincount(token, minlength=quantizer.codebook_size) for token in tokens]
     quantizer.set_frequencies(counts)
     mean_and_std = latent_statistics(quantizer, counts)
@@ -235,9 +243,13 @@ def _assemble(config, mean, basis, quantizer, tokens, scaling_exponent) -> Autoe
     model.quantizer.load_state_dict(quantizer.state_dict())
     transform = model.transform
     with torch.no_grad():
-        transform.analysis_conv.weight.copy_(basis.T[:, :, None, None])
-        transform.analysis_conv.bias.copy_(-(mean @ basis))
-        transform.analysis_conv.transposed_bias.copy_(mean)
+        transform.analysis_conv.weight.copy_(analysis.T[:, :, None, None])
+        transform.analysis_conv.bias.copy_(-(mean @ analysis))
+        if transform.tied:
+            transform.analysis_conv.transposed_bias.copy_(mean)
+        else:
+            transform.synthesis_conv.weight.copy_(synthesis[:, :, None, None])
+            transform.synthesis_conv.bias.copy_(mean)
     return model.eval()
 
 

@@ -11,9 +11,13 @@ from pqdiff.hub.cards import TokenizerEvaluation, render_tokenizer_card
 _PAPER_PSNR = {"f8-d128-s64-k512": 37.4, "f16-d128-s64-k128": 28.3, "f32-d256-s64-k256": 24.6}
 
 _LIMITS = (
-    "The model was fitted for squared error alone. At low rates its images are blurred, and the borders of patches are "
-    "visible. It was not trained with a perceptual or adversarial loss. Perceptual metrics (rFID, LPIPS, CMMD) were not "
-    "measured."
+    "At low rates its images are blurred, and the borders of patches are visible. It was not trained with a perceptual "
+    "network or a discriminator. Perceptual metrics (rFID, LPIPS, CMMD) were not measured."
+)
+_ERRORS = "The model was fitted for squared error alone. "
+_VISIBLE_ERRORS = (
+    "The model was fitted for squared errors weighed by how much their color and frequency lower SSIMULACRA2 (power "
+    "{:g}): it has a higher SSIMULACRA2 than one that was fitted for squared error, and a lower PSNR. "
 )
 _LATENT_LIMITS = (
     "The quantizer was fitted for squared error of the latents. The networks are those of the autoencoder, and so is the "
@@ -34,6 +38,7 @@ def write_closed_form_card(
     load: str,
     metrics: Mapping[str, Any] | None = None,
     latents: Mapping[str, Any] | None = None,
+    visibility: float = 0.0,
 ) -> None:
     """Write `README.md`, and `metrics.json` if there are metrics, beside the weights in `folder`.
 
@@ -45,10 +50,12 @@ def write_closed_form_card(
         load: Python expression that `from_pretrained` takes, e.g. a quoted folder or Hub id.
         metrics: what `evaluate_reconstruction` returned, with a description of the images as `data`.
         latents: what `benchmarks/latent_stats.py` measured on this model.
+        visibility: what `fit_closed_form` was given.
 
     Raises:
         ValueError: if `latents` were measured on another model. Then nothing is written.
     """
+    errors = _VISIBLE_ERRORS.format(visibility) if visibility else _ERRORS
     paper = _PAPER_PSNR.get(model.config.preset)
     card = render_tokenizer_card(
         model,
@@ -58,7 +65,7 @@ def write_closed_form_card(
         summary=_summary(model),
         training=training,
         evaluation=TokenizerEvaluation.from_file(metrics) if metrics else None,
-        limits=(_LATENT_LIMITS if model.config.transform_type == "gaussian_vae" else _LIMITS)
+        limits=(_LATENT_LIMITS if model.config.transform_type == "gaussian_vae" else errors + _LIMITS)
         + (_HIDDEN_LIMIT if model.quantizer.code_channels > model.config.latent_channels else ""),
         latents=latents,
         paper=paper

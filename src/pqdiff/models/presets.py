@@ -54,7 +54,9 @@ def preset_factor(name: str) -> int:
     return _look_up(name)[0]
 
 
-def closed_form_config(name: str, hidden_channels: int | None = None, class_bases: int = 0) -> dict:
+def closed_form_config(
+    name: str, hidden_channels: int | None = None, class_bases: int = 0, visibility: float = 0.0
+) -> dict:
     """Constructor arguments of `AutoencoderPQ` with a linear transform of patches.
 
     Args:
@@ -62,11 +64,14 @@ def closed_form_config(name: str, hidden_channels: int | None = None, class_base
         hidden_channels: coefficients per patch that codewords stand for beyond the latent channels; None for what suits
             the preset best.
         class_bases: bases of the classes of patches; 0 for a plain product quantizer.
+        visibility: power from 0 to 1 of how much errors are seen, by which the fit weighs them; 0 for squared error.
 
     Raises:
         ValueError: for an unknown name, and for numbers that do not fit it.
     """
     factor, latent_channels, num_subspaces, codebook_size, _, hidden = _look_up(name)
+    if not 0 <= visibility <= 1:
+        raise ValueError(f"visibility ({visibility}) must be from 0, for squared error, to 1")
     components, candidates, most = 0, 8, 3 * factor**2 - latent_channels
     if class_bases:
         general = (0, min(3 * factor**2, 2 * latent_channels), min(8, codebook_size))
@@ -83,12 +88,14 @@ def closed_form_config(name: str, hidden_channels: int | None = None, class_base
                 f"from 0 to {most} for {name}"
             )
         components = max(components, latent_channels + hidden) if class_bases else 0
+    if visibility:  # what is not seen fills no components
+        components = min(components, 3 * (latent_channels + hidden) // 2)
     quantizer_config = {"num_subspaces": num_subspaces, "codebook_size": codebook_size, "hidden_channels": hidden}
     if class_bases:
         quantizer_config |= {"components": components, "bases": class_bases, "candidates": candidates}
     return {
         "transform_type": "patch",
-        "transform_config": {"patch_size": factor, "tied": True},
+        "transform_config": {"patch_size": factor, "tied": visibility == 0},  # weights make the way back another one
         "quantizer_type": "classified_product" if class_bases else "product",
         "quantizer_config": quantizer_config,
         "latent_channels": latent_channels,
