@@ -186,7 +186,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin)
         """
         check_latents(z, self.config.latent_channels)
         check_quantize(quantize)
-        sample = self._by_slices(lambda part: self._synthesis(self._codes(part, quantize).to(z.dtype)), z)
+        sample = self._by_slices(lambda part: self.synthesis(self._codes(part, quantize).to(z.dtype)), z)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     @apply_forward_hook
@@ -209,7 +209,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin)
     def decode_from_indices(self, indices: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
         """Images of tokens `(B, G, h, w)`: what `decode` makes of the latents they stand for."""
         check_indices(indices, self.quantizer.codebook_sizes)
-        sample = self._by_slices(lambda part: self._synthesis(self.quantizer.decode(part).to(self.dtype)), indices)
+        sample = self._by_slices(lambda part: self.synthesis(self.quantizer.decode(part).to(self.dtype)), indices)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(
@@ -228,7 +228,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin)
         """
         check_image(sample, self.config.in_channels, self.downsample_factor)
         output = self.quantizer(self._analysis(sample))
-        reconstruction = self._synthesis(output.codes)
+        reconstruction = self.synthesis(output.codes)
         if not return_dict:
             return reconstruction, output.loss, output.indices, output.logs
         return AutoencoderPQForwardOutput(
@@ -265,7 +265,8 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin)
         channels, halo = self.quantizer.in_channels, self.transform.reach or 0
         return run_tiled(self.transform.analysis, x, self.downsample_factor, tile, overlap, channels, 1, halo)
 
-    def _synthesis(self, codes: torch.Tensor) -> torch.Tensor:
+    def synthesis(self, codes: torch.Tensor) -> torch.Tensor:
+        """Images of codes `(B, code_channels, h, w)` of the quantizer, with their gradient."""
         codes = codes.contiguous()  # one memory layout, hence the same pixels whichever way the codes came
         tile, overlap = self._tile_cells()
         if not self.use_tiling or max(codes.shape[2:]) <= tile:

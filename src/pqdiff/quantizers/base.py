@@ -13,6 +13,7 @@ import functools
 import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,22 @@ class Fp32Module(nn.Module):
 
 # Methods beside `forward` that need the weights.
 _METHODS = ("encode", "decode", "to_latents", "nearest", "lift", "posterior_mean")
+
+
+class Choices(NamedTuple):
+    """What a search may put in place of the codewords of tokens. See `Quantizer.choices`.
+
+    Attributes:
+        first: number of the first token of a position that may change; all after it may, too.
+        codebooks: `(S, K, D)`, fp32: one table for each token from `first` on.
+        units: `(B, S, D, n)` or what broadcasts to it: how much a coordinate of a codeword changes codes.
+        codes: function from codewords `(B, S, D, n)` to codes `(B, code_channels, h, w)`, linear but for a constant.
+    """
+
+    first: int
+    codebooks: torch.Tensor
+    units: torch.Tensor
+    codes: Callable[[torch.Tensor], torch.Tensor]
 
 
 def _with_weights(method):
@@ -151,6 +168,16 @@ class Quantizer(Fp32Module, ABC):
     def posterior_mean(self, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Codes `(B, code_channels, h, w)` of least expected squared error, given latents and their noise. See `snap`."""
         raise ValueError(f"{type(self).__name__} has no soft snapping: use quantize=True or quantize=False")
+
+    def choices(self, indices: torch.Tensor) -> Choices:
+        """Which codewords other tokens than `indices` `(B, G, h, w)` would stand for, for `models/token_search.py`.
+
+        Raises:
+            ValueError: if tokens cannot be chosen one by one.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no tokens that can be chosen one by one: token search needs those"
+        )
 
     def set_frequencies(self, counts: list[torch.Tensor]) -> None:
         """Take in how often each value of each token occurs, G tensors `(K,)`: the prior of soft snapping."""

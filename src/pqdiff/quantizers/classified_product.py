@@ -9,7 +9,7 @@ deviations in it. The rate stays the same: a class costs one of the S tokens. No
 import torch
 from torch import nn
 
-from pqdiff.quantizers.base import QuantizerOutput, check_weights, register_quantizer
+from pqdiff.quantizers.base import Choices, QuantizerOutput, check_weights, register_quantizer
 from pqdiff.quantizers.codebook import CodebookQuantizer, move_unused
 from pqdiff.quantizers.search.classified import classify, rotate
 from pqdiff.quantizers.search.codeword_statistics import look_up
@@ -133,6 +133,18 @@ class ClassifiedProductQuantizer(CodebookQuantizer):
         table = self.codebooks.float()
         mean = posterior_mean(vectors[:, 1:], table[..., : self.visible], self.frequencies[1:], noise[1:], table)
         return self._components(mean.flatten(1, 2), classes).unflatten(2, latents.shape[2:])
+
+    def choices(self, indices: torch.Tensor) -> Choices:
+        """Classes stay: another one would change what all other tokens mean."""
+        self._check_indices(indices)
+        classes, size = indices.flatten(2)[:, 0].long(), indices.shape[2:]
+        scales = self._scales(classes)
+        return Choices(
+            1,
+            self.codebooks.float(),
+            scales.unflatten(1, (self.num_subspaces - 1, -1)),
+            lambda vectors: self._components(vectors.flatten(1, 2), classes, scales).unflatten(2, size),
+        )
 
     @torch.no_grad()
     def restart(

@@ -2,7 +2,7 @@
 
 import torch
 
-from pqdiff.quantizers.base import Quantizer
+from pqdiff.quantizers.base import Choices, Quantizer
 from pqdiff.quantizers.search.codeword_statistics import look_up
 from pqdiff.quantizers.search.nearest import nearest_codewords
 from pqdiff.quantizers.soft import posterior_mean
@@ -86,6 +86,11 @@ class CodebookQuantizer(Quantizer):
         visible, noise = codewords[..., : self.visible], noise.float().view(self.num_subspaces, self.visible)
         mean = posterior_mean(self._split(latents), visible, self.frequencies, noise, codewords)
         return self._join(mean, latents.shape[2:])
+
+    def choices(self, indices: torch.Tensor) -> Choices:
+        self._check_indices(indices)
+        table, size = self.codewords(), indices.shape[2:]
+        return Choices(0, table, table.new_ones(1), lambda vectors: self._join(vectors, size))
 
     @torch.no_grad()
     def set_frequencies(self, counts: list[torch.Tensor]) -> None:
