@@ -7,6 +7,7 @@ import torch
 
 from pqdiff.data.cache.bit_packing import pack_batch, unpack_batch
 from pqdiff.quantizers import FP32_TENSORS, QUANTIZERS, Quantizer, build_quantizer
+from pqdiff.quantizers.search.codeword_statistics import look_up
 
 CHANNELS = 8
 CONFIGS = {
@@ -324,3 +325,20 @@ def test_wrong_input_is_named(quantizer):
     for function in (quantizer.decode, quantizer.to_latents):
         with pytest.raises(ValueError, match=rf"indices must be \(B, {tokens}, h, w\)"):
             function(torch.zeros(1, tokens + 1, 2, 2, dtype=torch.int64))
+
+
+def test_choices_give_the_codes_of_the_tokens_they_are_for_or_are_refused(quantizer):
+    tokens = any_tokens(quantizer)
+    if type(quantizer).choices is Quantizer.choices:
+        with pytest.raises(ValueError, match="token search needs those"):
+            quantizer.choices(tokens)
+        return
+    choices = quantizer.choices(tokens)
+    codewords = look_up(choices.codebooks, tokens[:, choices.first :].flatten(2))
+    torch.testing.assert_close(choices.codes(codewords), quantizer.decode(tokens))
+    # Units say how much a codeword changes codes, up to the rotation of an orthonormal basis.
+    other = codewords.clone()
+    other[:, -1] += 1
+    change = (choices.codes(other) - choices.codes(codewords)).square().sum(dim=1).flatten(1)  # (B, n)
+    units = choices.units.expand_as(codewords)[:, -1].square().sum(dim=1)
+    torch.testing.assert_close(change, units, rtol=1e-3, atol=1e-3)

@@ -19,6 +19,7 @@ _SHARE = 0.2  # of the tokens may change in a step: all at once would undo each 
 _CAUTION = 5000.0  # times the curvature of the mean squared error, at the start
 _BOLDER, _SHYER = 0.8, 1.15  # factors of the caution after a step that was good, and after one that was not
 _GIVE_UP = 30  # steps without success in a row
+_TRIES = 60  # to find a caution at which a token changes: down to a millionth of what it was
 
 
 def search_tokens(
@@ -72,7 +73,11 @@ def search_tokens(
                 failures, caution = failures + 1, caution * _SHYER
             if failures == _GIVE_UP:
                 break
-            tokens = _next_tokens(choices, best, gradient, caution, generator)
+            for _ in range(_TRIES):
+                tokens = _next_tokens(choices, best, gradient, caution, generator)
+                if not torch.equal(tokens, best):
+                    break
+                caution *= _BOLDER  # so much that nothing changes
     return best
 
 
