@@ -30,7 +30,7 @@ ALLOWED = {
         *("quantizers", "transforms", "models", "losses", "metrics", "data", "fitting", "adaptation", "pipelines"),
         *("checkpoints", "hub"),  # a trainer finds models, and publishes its result with a card
     },
-    "cli": {"quantizers", "models", "data", "metrics", "fitting", "hub", "checkpoints", "pipelines"},
+    "cli": {"losses", "quantizers", "models", "data", "metrics", "fitting", "hub", "checkpoints", "pipelines"},
     "": {"models", "checkpoints", "pipelines", "fitting"},
 }
 ALLOWED_OUTSIDE = {"quantizers": {"torch", "triton"}, "checkpoints": set()}

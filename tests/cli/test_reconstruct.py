@@ -10,6 +10,7 @@ from PIL import Image
 
 from pqdiff import AutoencoderPQ
 from pqdiff.data.images.reading import load_image, normalize, to_pixels, to_tensor
+from pqdiff.losses.ssimulacra2 import SSIMULACRA2Loss
 from tests.cli.support import assert_done, assert_refused, files_in, pixels_of, random_image, save
 
 
@@ -26,6 +27,9 @@ def test_reconstruct_reports_what_it_wrote(tmp_path, pqdiff, f8, f16):
         error = (pixels_of(output / f"a.{name}.png") - pixels_of(original)) / 255
         assert row["psnr"] == pytest.approx(-10 * np.log10((error**2).mean()), abs=1e-3)
         assert 0 < row["ssim"] < 1
+        paths = (original, output / f"a.{name}.png")
+        images = [torch.tensor(pixels_of(path)).movedim(2, 0)[None] / 127.5 - 1 for path in paths]
+        assert row["ssimulacra2"] == pytest.approx(100 - 100 * float(SSIMULACRA2Loss()(*images)), abs=0.05)
         assert row["seconds"] >= 0
     assert report["results"][0]["psnr"] > report["results"][1]["psnr"] > 15
     with Image.open(output / "a.panel.png") as panel:
@@ -61,6 +65,7 @@ def test_reconstruct_takes_images_of_any_size(tmp_path, pqdiff, f8, size):
     assert_done(result)
     row = json.loads(result.out)["results"][0]
     assert (row["ssim"] is None) == (min(size) < 11)
+    assert (row["ssimulacra2"] is None) == (min(size) < 8)
     assert pixels_of(tmp_path / "out" / "a.tiny-f8.png").shape == (*size, 3)
     table = pqdiff("reconstruct", original, "-o", tmp_path / "out", "-m", f8, "--force")
     assert_done(table)

@@ -14,6 +14,14 @@ def encode(
     images: Images,
     output: OutputFolder,
     model: Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)] = _DEFAULT_MODEL,
+    search_steps: Annotated[
+        int,
+        typer.Option(
+            help="Look for tokens whose decoded image has a higher SSIMULACRA2, in so many steps, e.g. 100: slow, the same "
+            "rate. Images of at most 2 megapixels. 0 means the nearest codewords.",
+            min=0,
+        ),
+    ] = 0,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -21,7 +29,7 @@ def encode(
     from pqdiff.cli.image_files import images_of, unique_names
     from pqdiff.cli.library_messages import silence_libraries
     from pqdiff.cli.output import number, print_json, print_table, progress_bar
-    from pqdiff.cli.tiled_tokenizer import encode_pixels, load_tiled_autoencoder
+    from pqdiff.cli.tiled_tokenizer import check_searchable, encode_pixels, load_tiled_autoencoder
     from pqdiff.data.cache.image_codes import ImageCodes, save_codes
     from pqdiff.data.files import check_new_file
     from pqdiff.data.images.reading import load_image, to_tensor
@@ -34,15 +42,17 @@ def encode(
     for file in files:
         check_new_file(file, force)
     autoencoder = load_tiled_autoencoder(model)
-    for path in images:
-        load_image(path)  # a broken image stops the command before anything is written
+    for (
+        path
+    ) in images:  # a broken image stops the command before anything is written, and so does one that is too large
+        check_searchable(autoencoder, load_image(path), path.name, search_steps)
     rows = []
     with progress_bar(quiet=json) as show:
         for count, (path, file) in enumerate(zip(images, files, strict=True)):
             show("encoding", count, len(images))
             pixels = to_tensor(load_image(path))
             _, height, width = pixels.shape
-            indices = encode_pixels(autoencoder, pixels)[0]
+            indices = encode_pixels(autoencoder, pixels, search_steps)[0]
             sizes = autoencoder.quantizer.codebook_sizes
             codes = ImageCodes(indices, sizes, height, width, public_name(model), fingerprint(autoencoder))
             size = save_codes(codes, file)

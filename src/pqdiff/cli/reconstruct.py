@@ -26,7 +26,7 @@ def reconstruct(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Encode and decode images with tokenizers. Writes labelled panels and prints rate, PSNR and SSIM of each model."""
+    """Encode and decode images with tokenizers. Writes labelled panels, prints rate, PSNR, SSIM and SSIMULACRA2 of each."""
     from pqdiff.cli.image_files import images_of, save_image, unique_names
     from pqdiff.cli.library_messages import silence_libraries
     from pqdiff.cli.output import number, print_json, print_lines, progress_bar
@@ -72,6 +72,10 @@ def reconstruct(
         print_lines("Written:", *(f"  {file}" for file in files))
 
 
+# Short titles: names of models need a column wide enough to copy them from, in 80 characters.
+_COLUMNS = {"PSNR dB": ("psnr", 2), "SSIM": ("ssim", 4), "SSIMULACRA2": ("ssimulacra2", 1), "s": ("seconds", 2)}
+
+
 def _print_tables(rows: list[dict]) -> None:
     """One table for each image, because the names of models need a column that is wide enough to copy them."""
     from pqdiff.cli.output import number, print_table
@@ -79,19 +83,22 @@ def _print_tables(rows: list[dict]) -> None:
     for image, results in itertools.groupby(rows, lambda row: row["image"]):
         table = [
             [row["model"].removeprefix("pqgan-"), f"{row['bits_per_pixel']:g}"]
-            + [number(row[key], digits) for key, digits in (("psnr", 2), ("ssim", 4), ("seconds", 2))]
+            + [number(row[key], digits) for key, digits in _COLUMNS.values()]
             for row in results
         ]
-        print_table(Path(image).name, ["model", "bits/pixel", "PSNR dB", "SSIM", "seconds"], table)
+        print_table(Path(image).name, ["model", "bpp", *_COLUMNS], table)
 
 
 def _compare(result, pixels) -> dict[str, float | None]:
-    """PSNR and SSIM of uint8 pixels `(3, H, W)`; None where the image is too small for the window of SSIM."""
+    """PSNR, SSIM and SSIMULACRA2 of uint8 pixels `(3, H, W)`; None where the image is too small for a window."""
     from pqdiff.metrics.reconstruction import DatasetPSNR, ImageSSIM, as_number
+    from pqdiff.metrics.ssimulacra2 import SSIMULACRA2
 
-    psnr, ssim = DatasetPSNR(), ImageSSIM()
-    psnr.update(result[None], pixels[None])
-    large_enough = min(pixels.shape[1:]) >= ssim.least_side
-    if large_enough:
-        ssim.update(result[None], pixels[None])
-    return {"psnr": as_number(psnr.compute()), "ssim": as_number(ssim.compute()) if large_enough else None}
+    values = {}
+    for key, metric in (("psnr", DatasetPSNR()), ("ssim", ImageSSIM()), ("ssimulacra2", SSIMULACRA2())):
+        if min(pixels.shape[1:]) >= getattr(metric, "least_side", 1):
+            metric.update(result[None], pixels[None])
+            values[key] = as_number(metric.compute())
+        else:
+            values[key] = None
+    return values

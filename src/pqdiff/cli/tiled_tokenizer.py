@@ -1,11 +1,16 @@
 """A tokenizer for images of any size: large ones are processed in tiles, sides that F does not divide are padded."""
 
+import math
+
 import torch
+from PIL import Image
 
 from pqdiff.data.images.reading import normalize, pad_to_multiple, to_pixels
+from pqdiff.losses.ssimulacra2 import SSIMULACRA2Loss
 from pqdiff.models.autoencoder_pq import AutoencoderPQ
 from pqdiff.models.checks import check_finite
 from pqdiff.models.loading import load_tokenizer
+from pqdiff.models.token_search import LARGEST, search_tokens
 
 _TILE_SIDE = 1024  # pixels
 
@@ -19,9 +24,26 @@ def load_tiled_autoencoder(name: str) -> AutoencoderPQ:
 
 
 @torch.no_grad()
-def encode_pixels(autoencoder: AutoencoderPQ, pixels: torch.Tensor) -> torch.Tensor:
-    """Tokens `(1, G, h, w)` of uint8 pixels `(3, H, W)`."""
-    return autoencoder.encode_to_indices(pad_to_multiple(normalize(pixels[None]), autoencoder.downsample_factor))
+def encode_pixels(autoencoder: AutoencoderPQ, pixels: torch.Tensor, search_steps: int = 0) -> torch.Tensor:
+    """Tokens `(1, G, h, w)` of uint8 pixels `(3, H, W)`: the nearest, or with steps, searched for SSIMULACRA2."""
+    image = pad_to_multiple(normalize(pixels[None]), autoencoder.downsample_factor)
+    if not search_steps:
+        return autoencoder.encode_to_indices(image)
+    return search_tokens(autoencoder.requires_grad_(False), image, SSIMULACRA2Loss(), search_steps)
+
+
+def check_searchable(autoencoder: AutoencoderPQ, image: Image.Image, name: str, search_steps: int) -> None:
+    """ValueError if token search was asked for and cannot be done for an image or with an autoencoder."""
+    if not search_steps:
+        return
+    factor, (width, height) = autoencoder.downsample_factor, image.size
+    padded = math.ceil(width / factor) * math.ceil(height / factor) * factor**2
+    if padded > LARGEST:
+        raise ValueError(
+            f"--search-steps takes images of at most {LARGEST:,} pixels; {name} has {width} x {height}: make it smaller"
+        )
+    tokens = len(autoencoder.quantizer.codebook_sizes)
+    autoencoder.quantizer.choices(torch.zeros(1, tokens, 1, 1, dtype=torch.int64))  # or says why there are none
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""Tokens chosen by the image that the decoder makes of them, by any differentiable loss: a slow encode for better images.
+"""Tokens chosen by the image that the decoder makes of them, by any differentiable loss: a slow encode.
 
-`encode` takes the nearest codewords, each token on its own. What the network over the pixels makes of them, and what is
-seen of their errors, is not asked. Here tokens change while a loss of the decoded image falls, such as SSIMULACRA2: the
-rate and the decoder stay the same. Not in the PQGAN paper.
+`encode` takes the nearest codewords, each token on its own, and does not ask what the decoder makes of them. Here tokens
+change while a loss of the decoded image falls, such as SSIMULACRA2; the rate and the decoder stay the same. What the search
+gains may be the loss's own: docs/perception.md has other metrics. Not in the PQGAN paper.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from pqdiff.models.checks import check_image
 from pqdiff.quantizers.base import Choices
 from pqdiff.quantizers.search.codeword_statistics import look_up
 
-LARGEST = 2**21  # pixels: gradients of one image take about two kilobytes a pixel
+LARGEST = 2**21  # pixels: the gradients of an image take about 1.5 kilobytes a pixel
 _SHARE = 0.2  # of the tokens may change in a step: all at once would undo each other
 _CAUTION = 5000.0  # times the curvature of the mean squared error, at the start
 _BOLDER, _SHYER = 0.8, 1.15  # factors of the caution after a step that was good, and after one that was not
