@@ -3,6 +3,8 @@
 import multiprocessing
 from collections.abc import Callable
 
+HANGS = 3600  # seconds: a process that takes this long hangs, however busy the machine is
+
 
 def run_pair(work: Callable, *arguments) -> None:
     """Call `work(rank, *arguments)` in two processes, and wait until both have ended well."""
@@ -12,5 +14,5 @@ def run_pair(work: Callable, *arguments) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(HANGS)
         assert process.exitcode == 0

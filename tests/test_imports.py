@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import pqdiff
+from tests.processes import HANGS
 
 PACKAGE = Path(pqdiff.__file__).parent
 # Modules beside the rooms. They import nothing of pqdiff, and every room may import them.
@@ -91,7 +92,7 @@ def test_a_module_beside_the_rooms_imports_no_room(name):
 
 def run(code: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-W", "error::UserWarning:pqdiff", "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
     assert result.returncode == 0, result.stderr
     return result
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from pqdiff import AutoencoderPQ
+from tests.processes import HANGS
 from tests.tiny import tiny_autoencoder, tiny_base_pipeline, tiny_unet
 
 LOAD = """
@@ -22,7 +23,7 @@ ORDERS = {
 
 def run(code: str, *arguments) -> None:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
     assert result.returncode == 0, result.stderr
 
 

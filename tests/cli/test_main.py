@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.support import assert_done, files_in, save
+from tests.processes import HANGS
 
 COMMANDS = ("generate", "reconstruct", "encode", "decode", "info", "evaluate", "fit", "convert-vae", "push")
 # Of each command: an unknown option, a missing argument, a value of a wrong kind, a value that the command refuses itself.
@@ -51,7 +52,7 @@ for arguments, code in runs:
 def assert_light(*runs):
     """Run lists of arguments, each with its expected exit code, in one process that must import nothing heavy."""
     arguments = json.dumps([runs, HEAVY])
-    result = subprocess.run([sys.executable, "-c", RUN_ALL, arguments], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", RUN_ALL, arguments], capture_output=True, text=True, timeout=HANGS)
     assert result.returncode == 0, result.stderr
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pqdiff.hub.push import push_folder
+from tests.processes import HANGS
 
 TOKENS = {"token of user": "user", "token of another": "another"}
 
@@ -41,7 +42,7 @@ def run_in_fresh_process(script: str, endpoint: str, folder: Path) -> dict:
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
     command = [sys.executable, "-c", script, str(folder / "facts.pt")]
-    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert process.returncode == 0, process.stderr
     return torch.load(folder / "facts.pt")
 

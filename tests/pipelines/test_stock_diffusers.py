@@ -24,6 +24,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pqdiff import AutoencoderPQ
+from tests.processes import HANGS
 
 HEIGHT, WIDTH = 32, 48
 FACTOR = 2
@@ -276,7 +277,7 @@ def test_a_fresh_process_needs_only_to_import_pqdiff(text_to_image, saved, tmp_p
     torch.save(call, tmp_path / "call.pt")
     command = [sys.executable, "-c", LOAD_AND_PAINT, str(saved)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert process.returncode == 0, process.stderr
     facts = torch.load(tmp_path / "facts.pt")
     assert facts["is_ours"], facts["class"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.processes import HANGS
 from tests.tiny import SIDE
 from tests.training.support import flags, free_port, fresh_process, state_of
 from training import train_pqgan
@@ -72,7 +73,7 @@ def train_and_keep_pair(folder: Path, **options) -> tuple[list[str], list[dict[s
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(900)
+        process.join(HANGS)
     texts = [(folder / f"log.{rank}").read_text() for rank in range(2)]
     assert [process.exitcode for process in ranks] == [0, 0], "".join(texts)
     return texts, [load_file(folder / f"rank-{rank}.safetensors") for rank in range(2)]

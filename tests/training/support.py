@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from pqdiff.training.stopping import SIGNALS, run
+from tests.processes import HANGS
 from tests.tiny import SIDE, tiny_autoencoder, tiny_base_pipeline, tiny_kl_autoencoder
 from training import adapt_sd
 
@@ -147,7 +148,7 @@ def kill_at(event: str, text: str, count: int = 1, number: int = signal.SIGKILL)
     sys.addaudithook(hook)
 
 
-def join(process, log: Path, timeout: float = 900) -> int:
+def join(process, log: Path, timeout: float = HANGS) -> int:
     """Exit code of a process; negative for the signal that killed it."""
     process.join(timeout)
     if process.exitcode is None:
@@ -156,7 +157,7 @@ def join(process, log: Path, timeout: float = 900) -> int:
     return process.exitcode
 
 
-def wait_for(condition, process, seconds: float = 900) -> None:
+def wait_for(condition, process, seconds: float = HANGS) -> None:
     """Wait until something holds, while a process runs."""
     deadline = time.monotonic() + seconds
     while not condition():

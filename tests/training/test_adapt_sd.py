@@ -16,6 +16,7 @@ from pqdiff import PQStableDiffusionPipeline
 from pqdiff.adaptation.variants import load_variant
 from pqdiff.hub.pipelines import load_pipeline
 from pqdiff.training.stopping import run
+from tests.processes import HANGS
 from tests.tiny import BASE_CHANNELS, SIDE, tiny_autoencoder, tiny_base_pipeline, tiny_kl_autoencoder, tiny_unet
 from tests.training.support import (
     REFERENCE,
@@ -254,7 +255,7 @@ def test_a_run_with_loader_workers_that_fails_ends_with_one_line(models, tmp_pat
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS,
     )
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr, ended.stderr

@@ -24,6 +24,7 @@ from pqdiff.data.images.crops import Crop, cut
 from pqdiff.data.images.reading import normalize, to_tensor
 from pqdiff.models.fingerprint import fingerprint
 from pqdiff.training.text import encode_captions
+from tests.processes import HANGS
 from tests.tiny import tiny_autoencoder, tiny_base_pipeline, tiny_kl_autoencoder
 from training import cache_latents
 
@@ -226,7 +227,7 @@ def test_a_process_killed_while_it_writes_is_finished_by_the_next(models, pq, tm
         process = subprocess.Popen(
             [*map(str, command)], stderr=log, stdout=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + HANGS
         while shards_of(tmp_path / "c") < 3 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)

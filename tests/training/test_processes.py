@@ -5,12 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.processes import HANGS
 from tests.training.support import (
     SIGNALS,
     STEPS,
@@ -140,7 +140,7 @@ def test_a_signal_to_the_whole_group_saves_although_it_reaches_the_loaders_worke
     )
     wait_for(lambda: steps_of(output), _Alive(process))
     os.killpg(process.pid, number)  # as a cluster's scheduler or a terminal does
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 1
     assert "the same command with --resume goes on" in text, text
     assert "Traceback" not in text, text
@@ -158,7 +158,7 @@ def test_the_launcher_of_accelerate_starts_two_processes(models, tmp_path):
     environment |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     argv = [sys.executable, adapt_sd.__file__, *adapt_flags(models, tmp_path / "b", **OPTIONS)]
     ranks = [subprocess.Popen(argv, env={**environment, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    assert [rank.wait(timeout=HANGS) for rank in ranks] == [0, 0]
     assert_same_state(state_of(tmp_path / "a"), state_of(tmp_path / "b"))
 
 
@@ -183,15 +183,13 @@ def test_a_launcher_that_is_stopped_leaves_a_checkpoint(models, tmp_path, number
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_smoke_run_of_the_readme_takes_two_minutes_and_learns(tmp_path, processes):
+def test_the_smoke_run_of_the_readme_learns(tmp_path, processes):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", processes]
     command += ["--multi_gpu", "--main_process_port", free_port()] if processes > 1 else []
     config = Path(adapt_sd.__file__).parent / "configs" / "adapt_sd" / "smoke.yaml"
     command += [adapt_sd.__file__, "--config", config, "--output_dir", tmp_path / "run"]
-    start = time.monotonic()
     ended = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert time.monotonic() - start < 120
     values = [loss for _, loss, _ in losses(tmp_path / "run")]
     assert values[-1] < 0.8 * values[0]
 

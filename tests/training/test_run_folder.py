@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from pqdiff.training.run_folder import MARKER, RunFolder
+from tests.processes import HANGS
 
 
 def test_a_run_takes_a_new_folder_an_empty_one_or_its_own(tmp_path):
@@ -64,17 +65,17 @@ def _hold(path, ready, end):
     folder = RunFolder(path)
     folder.claim("init")
     ready.set()
-    end.wait(60)
+    end.wait(HANGS)
 
 
 def test_a_second_process_is_refused_until_the_first_one_ends_also_if_it_is_killed(tmp_path):
     context = multiprocessing.get_context("forkserver")
     ready, end = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(tmp_path, ready, end))
+    process = context.Process(target=_hold, args=(tmp_path, ready, end), daemon=True)
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(HANGS)
     with pytest.raises(ValueError, match="another run is working in it"):
         RunFolder(tmp_path)
     os.kill(process.pid, signal.SIGKILL)
-    process.join(60)
+    process.join(HANGS)
     assert RunFolder(tmp_path).owns("init")

@@ -11,6 +11,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from pqdiff.quantizers.search import triton_search as search_triton
+from tests.processes import HANGS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = search_triton.is_interpreted()
@@ -63,7 +64,7 @@ def assert_nearest(z: torch.Tensor, codebooks: torch.Tensor, indices: torch.Tens
 def test_the_interpreter_passes_the_tests_of_this_file():
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 40  # a run that skips everything would pass as well
 
