@@ -46,7 +46,7 @@ LATENTS = ROOT / "benchmarks" / "results" / "latent_stats.json"
 RESOLUTION, HOLD_OUT = 256, 10
 KINDS = {"plain": "", "adaptive": "-adaptive", "perceptual": "-perceptual"}  # with the ends of their names
 BASES = 16
-# Of the perceptual ones: the power of the visibility of errors, chosen by benchmarks/visible_fits.py.
+# Of the perceptual ones: the power of the visibility of errors. benchmarks/visible_fits.py has what each gives.
 VISIBILITY = {"f16-d128-s64-k128": 0.75, "f32-d256-s64-k256": 0.75}
 # Of all but the plain ones: tensors that are stored in fp32, the others in half precision.
 IN_FULL_PRECISION = ("quantizer.codebooks", "quantizer.class_codewords", "quantizer.frequencies")

@@ -71,13 +71,15 @@ def search_tokens(
                 (gradient,) = torch.autograd.grad(value, codewords)
             else:
                 failures, caution = failures + 1, caution * _SHYER
-            if failures == _GIVE_UP:
+            if failures == _GIVE_UP or least == torch.inf:  # the latter: NaN in the image
                 break
             for _ in range(_TRIES):
                 tokens = _next_tokens(choices, best, gradient, caution, generator)
                 if not torch.equal(tokens, best):
                     break
                 caution *= _BOLDER  # so much that nothing changes
+            else:
+                break  # the gradient is 0
     return best
 
 
