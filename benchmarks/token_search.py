@@ -61,6 +61,11 @@ def measure(name: str, images, steps: int) -> dict:
     return {**results, "seconds_per_image": round((seconds["search"] - seconds["encode"]) / len(images), 1)}
 
 
+def earlier_models(output: Path) -> dict[str, dict]:
+    """Results that are in the file already."""
+    return json.loads(output.read_text())["models"] if output.exists() else {}
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder whose every tenth photo is measured on")
@@ -69,15 +74,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="file for the results as JSON")
     args = parser.parse_args(arguments)
     images = list(photos(args.photos, held_out=True))
-    known = lambda: json.loads(args.output.read_text())["models"] if args.output.exists() else {}  # noqa: E731
     for name in args.model or MODELS:
-        if name in known():
+        if name in earlier_models(args.output):
             continue
         result = measure(name, images, args.steps)
         for way in ("encode", "search"):
             m = result[way]
             print(f"{name}, {way}: PSNR {m['psnr_dataset']:.2f} dB, SSIMULACRA2 {m['ssimulacra2']:.2f}")
-        models = {**known(), name: result}  # another run may have written
+        models = {**earlier_models(args.output), name: result}  # another run may have written
         document = {"machine": describe_machine(), "steps": args.steps, "num_images": len(images), "models": models}
         args.output.write_text(json.dumps(document, indent=1) + "\n")
 

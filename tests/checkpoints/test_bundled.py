@@ -64,7 +64,7 @@ def test_adaptive_tokenizers_are_much_better_at_the_same_rate(name):
 
 
 @pytest.mark.parametrize("name", PERCEPTUAL)
-def test_perceptual_tokenizers_look_better_than_adaptive_ones_for_less_than_a_decibel(name):
+def test_perceptual_tokenizers_have_a_higher_ssimulacra2_than_adaptive_ones_for_less_than_a_decibel(name):
     results = json.loads((ROOT / "benchmarks/results/evaluation.json").read_text())
     perceptual, adaptive = (results[each]["metrics"] for each in (name, f"{preset(name)}-adaptive"))
     assert perceptual["bits_per_pixel"] == adaptive["bits_per_pixel"]

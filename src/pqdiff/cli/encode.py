@@ -42,9 +42,7 @@ def encode(
     for file in files:
         check_new_file(file, force)
     autoencoder = load_tiled_autoencoder(model)
-    for (
-        path
-    ) in images:  # a broken image stops the command before anything is written, and so does one that is too large
+    for path in images:  # a broken image, or one that is too large, stops the command before anything is written
         check_searchable(autoencoder, load_image(path), path.name, search_steps)
     rows = []
     with progress_bar(quiet=json) as show:

@@ -10,6 +10,9 @@ import typer
 from pqdiff.checkpoints import BEST_AT_EACH_RATE
 from pqdiff.cli.options import MODEL_HELP, Force, Images, Json, OutputFolder
 
+# Short titles: names of models need a column wide enough to copy them from, in 80 characters.
+_COLUMNS = {"PSNR dB": ("psnr", 2), "SSIM": ("ssim", 4), "SSIMULACRA2": ("ssimulacra2", 1), "s": ("seconds", 2)}
+
 
 def reconstruct(
     images: Images,
@@ -70,10 +73,6 @@ def reconstruct(
     else:
         _print_tables(rows)
         print_lines("Written:", *(f"  {file}" for file in files))
-
-
-# Short titles: names of models need a column wide enough to copy them from, in 80 characters.
-_COLUMNS = {"PSNR dB": ("psnr", 2), "SSIM": ("ssim", 4), "SSIMULACRA2": ("ssimulacra2", 1), "s": ("seconds", 2)}
 
 
 def _print_tables(rows: list[dict]) -> None:

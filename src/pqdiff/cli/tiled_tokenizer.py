@@ -17,7 +17,7 @@ _TILE_SIDE = 1024  # pixels
 
 def load_tiled_autoencoder(name: str) -> AutoencoderPQ:
     """The tokenizer `name` in eval mode, which processes images larger than 1024 pixels in tiles."""
-    autoencoder = load_tokenizer(name)
+    autoencoder = load_tokenizer(name).requires_grad_(False)  # token search needs gradients of codes, not of weights
     autoencoder.tile_sample_min_size = _TILE_SIDE
     autoencoder.enable_tiling()
     return autoencoder
@@ -29,7 +29,7 @@ def encode_pixels(autoencoder: AutoencoderPQ, pixels: torch.Tensor, search_steps
     image = pad_to_multiple(normalize(pixels[None]), autoencoder.downsample_factor)
     if not search_steps:
         return autoencoder.encode_to_indices(image)
-    return search_tokens(autoencoder.requires_grad_(False), image, SSIMULACRA2Loss(), search_steps)
+    return search_tokens(autoencoder, image, SSIMULACRA2Loss(), search_steps)
 
 
 def check_searchable(autoencoder: AutoencoderPQ, image: Image.Image, name: str, search_steps: int) -> None:
