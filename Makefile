@@ -44,7 +44,8 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.ready
+bench: $(VENV)/.ready  ## speed of the quantizers and of training, beside other libraries: on an idle machine, 10 minutes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,benchmarks]"
 	$(BIN)/python -m benchmarks.quantizer_speed --output benchmarks/results/quantizer_speed.json --plot docs/quantizer_speed.png
 	$(BIN)/python -m benchmarks.train_speed --output benchmarks/results/train_speed.json
 

@@ -39,11 +39,11 @@ def visible_table(results: Path) -> str:
     """Fits for errors weighed by powers of their visibility, on photos that were left out."""
     presets = json.loads((results / "visible_fits.json").read_text())["presets"]
     rows = {
-        f"{preset.split('-')[0]}, {power}": metrics
-        for preset, rows in presets.items()
-        for power, metrics in rows.items()
+        f"`{preset}`, {fit}": metrics
+        for preset, rows in sorted(presets.items(), key=lambda item: -next(iter(item[1].values()))["bits_per_pixel"])
+        for fit, metrics in rows.items()
     }
-    return metrics_table("tokenizer, power", rows, ["PSNR dB", "SSIMULACRA2", "FD lite0", "HaarPSI", "MDSI"])
+    return metrics_table("patches, power", rows, ["PSNR dB", "SSIMULACRA2", "FD lite0", "HaarPSI", "MDSI"])
 
 
 def shipped_table(results: Path) -> str:
@@ -54,8 +54,13 @@ def shipped_table(results: Path) -> str:
     rows = {}
     for name in perceptual:
         rate = every[name]["metrics"]["bits_per_pixel"]
+        adaptive = [
+            other
+            for other in every
+            if other.endswith("-adaptive") and every[other]["metrics"]["bits_per_pixel"] == rate
+        ]
         codecs = [other for other in every if other.endswith(f"@{rate:g}bpp")]
-        for each in (name.replace("-perceptual", "-adaptive"), name, *codecs):
+        for each in (*adaptive, name, *codecs):
             rows[f"`{each}`"] = every[each]["metrics"]
     return metrics_table("at the same rate", rows, list(_COLUMNS))
 

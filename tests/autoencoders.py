@@ -20,6 +20,7 @@ KINDS = {
     "networks": {},
     "linear": {**_LINEAR},
     "tied": {"transform_type": "patch", "transform_config": {**PATCH, "tied": True}},
+    "lapped": {"transform_type": "patch", "transform_config": {**PATCH, "overlap": 4}},
     "hidden": {**_LINEAR, "quantizer_config": {**PRODUCT, "hidden_channels": 6}},
     "classes": {
         **_LINEAR,

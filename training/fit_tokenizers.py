@@ -6,9 +6,9 @@ Every tenth photo of --photos, in the order of names, is not fitted to but measu
 center crop, 8-bit output. All published numbers of this project are measured by this protocol.
 
 There are three kinds: `plain`, with one linear transform for all patches, for diffusion models; `adaptive`, with classes of
-patches, for compression; and `perceptual`, adaptive and fitted to errors weighed by how much they are seen. The adaptive
-ones that a learned-PRESET.yaml names then get a small network over the decoded pixels (that of F8 gained only 0.001 dB by
-it and has none), and so do the perceptual ones by learned-PRESET-perceptual.yaml:
+patches, for compression; and `perceptual`, with classes of patches that overlap, fitted to errors weighed by how much they
+are seen. The adaptive ones that a learned-PRESET.yaml names then get a small network over the decoded pixels (that of F8
+gained only 0.001 dB by it and has none), and so do the perceptual ones by learned-PRESET-perceptual.yaml:
 
     python training/fit_tokenizers.py --photos PHOTOS/imagenet --also PHOTOS/bsds --learned runs/learned
     accelerate launch training/train_pqgan.py --config training/configs/pqgan/learned-PRESET.yaml
@@ -46,8 +46,13 @@ LATENTS = ROOT / "benchmarks" / "results" / "latent_stats.json"
 RESOLUTION, HOLD_OUT = 256, 10
 KINDS = {"plain": "", "adaptive": "-adaptive", "perceptual": "-perceptual"}  # with the ends of their names
 BASES = 16
-# Of the perceptual ones: the power of the visibility of errors. benchmarks/visible_fits.py has what each gives.
-VISIBILITY = {"f16-d128-s64-k128": 0.75, "f32-d256-s64-k256": 0.75}
+# Of the perceptual ones: what `fit_closed_form` is given. benchmarks/visible_fits.py has what each choice gives.
+PERCEPTUAL = {
+    "f8-d32-s16-k128": {"visibility": 0.5, "overlap": 8},
+    "f16-d32-s16-k256": {"visibility": 1.0, "overlap": 16},
+}
+TOKENIZERS = [(preset, kind) for kind in ("plain", "adaptive") for preset in PRESETS]
+TOKENIZERS += [(preset, "perceptual") for preset in PERCEPTUAL]
 # Of all but the plain ones: tensors that are stored in fp32, the others in half precision.
 IN_FULL_PRECISION = ("quantizer.codebooks", "quantizer.class_codewords", "quantizer.frequencies")
 # For these: number of grids of patches on each photo, and number of patches in the sample.
@@ -56,6 +61,8 @@ SAMPLES = {
     "f16-d128-s64-k128": (4, 150_000),
     "f16-d256-s128-k128": (4, 80_000),
     "f32-d256-s64-k256": (4, 130_000),
+    "f8-d32-s16-k128": (2, 250_000),
+    "f16-d32-s16-k256": (4, 150_000),
 }
 
 
@@ -91,9 +98,10 @@ def has_classes(name: str) -> bool:
     return name.endswith((KINDS["adaptive"], KINDS["perceptual"]))
 
 
-def visibility(name: str) -> float:
+def perceptual_options(name: str) -> dict[str, float]:
+    """What a perceptual tokenizer is fitted with, or nothing."""
     perceptual = name.endswith(KINDS["perceptual"])
-    return VISIBILITY[name.removeprefix("pqgan-").removesuffix(KINDS["perceptual"])] if perceptual else 0.0
+    return PERCEPTUAL[name.removeprefix("pqgan-").removesuffix(KINDS["perceptual"])] if perceptual else {}
 
 
 def fit(args, preset: str, name: str) -> dict:
@@ -101,7 +109,7 @@ def fit(args, preset: str, name: str) -> dict:
     start = time.perf_counter()
     images = tqdm(training_photos(args), desc=name)
     tensors = (to_tensor(resize_to_cover(image, RESOLUTION)) for image in images)
-    options = {"visibility": visibility(name)}
+    options = dict(perceptual_options(name))
     if has_classes(name):
         options |= dict(zip(("grids", "sample_size"), SAMPLES[preset], strict=True), class_bases=BASES)
     model = fit_closed_form(tensors, preset, seed=args.seed, **options)
@@ -135,28 +143,31 @@ def measure(args, name: str) -> dict:
 
 def write_cards(model, name: str, metrics: dict, seed: int) -> None:
     """The card beside the weights, and its copy in model_cards."""
-    size = f"{model.downsample_factor} x {model.downsample_factor}"
+    size, options = f"{model.downsample_factor} x {model.downsample_factor}", perceptual_options(name)
     recipe = (
         f"principal components of {size} patches, dealt out to the subspaces with equal products of variances, and k-means "
         "in each."
     )
     if has_classes(name):
         recipe = (
-            f"the first token says which of {model.quantizer.codebook_sizes[0]} classes a {size} patch is (a mixture of "
+            f"the first token says which of {model.quantizer.codebook_sizes[0]} classes a patch of {size} is (a mixture of "
             f"Gaussians in {model.quantizer.bases} orthonormal bases), the others code its coefficients in that basis "
             "relative to that class, dealt out to the subspaces with equal products of variances, and k-means in each. "
             f"The encoder tries the {model.quantizer.candidates} likeliest classes. Made for compression; for a "
-            "diffusion model, take the plain tokenizer of the same preset."
+            "diffusion model, take a plain tokenizer."
         )
     if model.refiner is not None:
         config = f"training/configs/pqgan/learned-{name.removeprefix('pqgan-').removesuffix(KINDS['adaptive'])}.yaml"
-        loss = "squared error and SSIMULACRA2" if visibility(name) else "squared error"
+        loss = "squared error and SSIMULACRA2" if options else "squared error"
         recipe += (
             f" A network of {sum(p.numel() for p in model.refiner.parameters()):,} parameters over the decoded pixels, "
             f"trained on the same photos for {loss} (`{config}`), then mends the borders of patches and some blur."
         )
-    if visibility(name):
-        recipe = f"in patches whose errors are weighed by how much SSIMULACRA2 falls by them, {recipe}"
+    if options:
+        recipe = (
+            f"patches overlap by an orthogonal filter of {options['overlap']} pixels across their borders, and their "
+            f"errors are weighed by how much SSIMULACRA2 falls by them; {recipe}"
+        )
     training = (
         f"Fitted by `training/fit_tokenizers.py` (seed {seed}) to ImageNet sample images, one per class and without "
         f"those measured on below, and to the Berkeley Segmentation Data Set, shorter side {RESOLUTION} px: {recipe} "
@@ -171,7 +182,7 @@ def write_cards(model, name: str, metrics: dict, seed: int) -> None:
         f'pqdiff.bundled("{name}")',
         metrics,
         latents=latent_statistics(model, name),
-        visibility=visibility(name),
+        visibility=options.get("visibility", 0.0),
     )
     CARDS.mkdir(exist_ok=True)
     shutil.copy(folder / "README.md", CARDS / f"{name}.md")
@@ -190,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="folder to fit and measure on")
     parser.add_argument("--also", type=Path, action="append", default=[], help="further folder to fit on; repeatable")
-    parser.add_argument("--preset", action="append", choices=PRESETS, help="default: all; repeatable")
+    parser.add_argument("--preset", action="append", choices=SAMPLES, help="default: all; repeatable")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument(
         "--cards-only", action="store_true", help="write only the cards, from the metrics that are there"
@@ -207,8 +218,8 @@ def main() -> None:
         write_photos(args)
         return
     kinds = [args.only] if args.only else [kind for kind in KINDS if not args.learned or kind != "plain"]
-    for preset, kind in itertools.product(args.preset or PRESETS, kinds):
-        if kind == "perceptual" and preset not in VISIBILITY:
+    for preset, kind in TOKENIZERS:
+        if kind not in kinds or preset not in (args.preset or SAMPLES):
             continue
         name = f"pqgan-{preset}{KINDS[kind]}"
         if args.cards_only:
@@ -230,8 +241,8 @@ def main() -> None:
             results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}  # another run may have written
         print(f"{name}: PSNR {measured['metrics']['psnr_dataset']:.2f} dB")
         results[name] = measured
-        order = [f"pqgan-{preset}{end}" for end in KINDS.values() for preset in PRESETS]
-        results = {name: results[name] for name in sorted(results, key=order.index)}
+        order = [f"pqgan-{preset}{KINDS[kind]}" for preset, kind in TOKENIZERS]
+        results = {name: results[name] for name in order if name in results}
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 

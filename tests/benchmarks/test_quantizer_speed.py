@@ -199,10 +199,10 @@ def test_a_call_on_the_cpu_launches_nothing_on_a_gpu():
 
 
 def test_resident_memory_sees_what_a_call_takes():
-    peaks = [peak_resident_bytes(lambda: torch.ones(2**24)) for _ in range(3)]
-    if None in peaks:
+    """In one of many calls: a busy system takes other pages away meanwhile, which hides what the call takes."""
+    if peak_resident_bytes(lambda: None) is None:
         pytest.skip("needs Linux")
-    assert max(peaks) > 2**25  # the system may take other pages away meanwhile
+    assert any(peak_resident_bytes(lambda: torch.ones(2**24)) > 2**25 for _ in range(100))
 
 
 @pytest.mark.slow

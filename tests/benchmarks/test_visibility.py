@@ -38,14 +38,14 @@ def test_slopes_are_measured_at_every_frequency_and_written(tmp_path, monkeypatc
 
 def test_fits_are_measured_on_photos_that_they_did_not_see_and_not_repeated(tmp_path, monkeypatch, capsys):
     save_images(smooth_images(8, 64), tmp_path / "photos")
-    monkeypatch.setattr(visible_fits, "SAMPLES", {"f8-d32-s16-k32": 1500})
+    monkeypatch.setattr(visible_fits, "FITS", {"f8-d32-s16-k32": (1500, [(0.0, 0), (1.0, 8)])})
     monkeypatch.setattr(visible_fits, "HOLD_OUT", 4)
     output = tmp_path / "fits.json"
-    command = ["--photos", str(tmp_path / "photos"), "--output", str(output), "--power", "0", "--power", "1"]
+    command = ["--photos", str(tmp_path / "photos"), "--output", str(output)]
     visible_fits.main(command)
     rows = json.loads(output.read_text())["presets"]["f8-d32-s16-k32"]
-    assert list(rows) == ["0", "1"]
-    assert rows["0"]["psnr_dataset"] > rows["1"]["psnr_dataset"]
+    assert list(rows) == ["0", "1, overlap 8"]
+    assert rows["0"]["psnr_dataset"] != rows["1, overlap 8"]["psnr_dataset"]
     assert capsys.readouterr().out.count("power") == 2
     visible_fits.main(command)
     assert not capsys.readouterr().out
@@ -53,11 +53,28 @@ def test_fits_are_measured_on_photos_that_they_did_not_see_and_not_repeated(tmp_
     assert held_out == [2, 6]
 
 
-@pytest.mark.parametrize("preset", visible_fits.SAMPLES)
-def test_committed_fits_look_better_with_a_power_and_have_a_lower_psnr(preset):
-    rows = json.loads((RESULTS / "visible_fits.json").read_text())["presets"][preset]
-    assert list(map(float, rows)) == list(visible_fits.POWERS)
-    psnr = [row["psnr_dataset"] for row in rows.values()]
-    assert psnr == sorted(psnr, reverse=True)
-    assert all(row["ssimulacra2"] > rows["0"]["ssimulacra2"] + 3 for power, row in rows.items() if power != "0")
+def committed() -> dict[str, dict[str, dict[str, float]]]:
+    return json.loads((RESULTS / "visible_fits.json").read_text())["presets"]
+
+
+@pytest.mark.parametrize("preset", visible_fits.FITS)
+def test_committed_fits_are_those_of_the_benchmark(preset):
+    rows = committed()[preset]
+    assert list(rows) == [visible_fits.label(*fit) for fit in visible_fits.FITS[preset][1]]
     assert len({row["bits_per_pixel"] for row in rows.values()}) == 1
+
+
+@pytest.mark.parametrize("preset", ["f16-d128-s64-k128", "f32-d256-s64-k256"])
+def test_a_power_raises_ssimulacra2_and_lowers_psnr(preset):
+    rows = [row for name, row in committed()[preset].items() if "overlap" not in name]
+    psnr = [row["psnr_dataset"] for row in rows]
+    assert psnr == sorted(psnr, reverse=True)
+    assert all(row["ssimulacra2"] > rows[0]["ssimulacra2"] + 3 for row in rows[1:])
+
+
+@pytest.mark.parametrize("preset", ["f8-d32-s16-k128", "f16-d32-s16-k256"])
+def test_an_overlap_raises_both(preset):
+    rows = committed()[preset]
+    alone, lapped = rows["0.75"], rows[f"0.75, overlap {preset.split('-')[0][1:]}"]
+    assert lapped["psnr_dataset"] > alone["psnr_dataset"] + 0.1
+    assert lapped["ssimulacra2"] > alone["ssimulacra2"] + 0.4

@@ -88,10 +88,10 @@ def test_an_interrupted_fit_leaves_nothing_behind(tmp_path, pqdiff, monkeypatch)
 
 
 def test_a_fit_for_visible_errors_says_so_on_its_card(fitted, tmp_path, pqdiff):
-    options = ["-p", "f8-d32-s16-k32", "--resolution", 128, "--visibility", "0.5"]
+    options = ["-p", "f8-d32-s16-k32", "--resolution", 128, "--visibility", "0.5", "--overlap", 4]
     assert_done(pqdiff("fit", fitted.folder / "images", "-o", tmp_path / "model", *options))
     card = " ".join((tmp_path / "model" / "README.md").read_text().split())
-    assert "--visibility 0.5`" in card
+    assert "--visibility 0.5 --overlap 4`" in card
     assert "weighed by how much their color and frequency lower SSIMULACRA2 (power 0.5)" in card
     assert "squared error alone" not in card
 
@@ -106,6 +106,9 @@ def test_a_fit_for_visible_errors_says_so_on_its_card(fitted, tmp_path, pqdiff):
         (["-p", F8, "--hidden-channels", "128"], "hidden"),  # more than a patch has
         (["-p", F8, "--visibility", "1.5"], "visibility (1.5) must be from 0"),
         (["-p", F8, "--visibility", "nan"], "visibility (nan) must be from 0"),
+        (["-p", F8, "--overlap", "3"], "overlap (3) must be even, from 0 to F = 8"),
+        (["-p", F8, "--overlap", "10"], "overlap (10) must be even, from 0 to F = 8"),
+        (["-p", F8, "--overlap", "2", "--on-latents", "tiny-base"], "nor --overlap"),
         (["-p", F8, "--visibility", "0.5", "--on-latents", "tiny-base"], "nor --visibility"),
         (["-p", F8, "--exclude-every", "1"], "too few"),
         (["-p", F8, "--resolution", "16"], "512"),  # fewer patches than codewords

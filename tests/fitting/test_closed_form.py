@@ -138,3 +138,33 @@ def test_bad_input_is_named():
         fit_closed_form(smooth_images(1), "f8-d128-s64-k512", hidden_channels=7)
     with pytest.raises(ValueError, match="did you mean"):
         fit_closed_form(smooth_images(1), "f8-d128-s64-k-512")
+
+
+@pytest.mark.parametrize(("overlap", "class_bases"), [(4, 0), (8, 0), (8, 4)])
+def test_patches_that_overlap_reconstruct_better_at_the_same_rate(overlap, class_bases):
+    images, unseen = smooth_images(16), smooth_images(4, seed=1)
+    options = {"hidden_channels": 16, "sample_size": 2000, "class_bases": class_bases}
+    alone, lapped = (fit_closed_form(images, "f8-d32-s16-k32", **options, overlap=o) for o in (0, overlap))
+    assert lapped.bits_per_pixel == alone.bits_per_pixel
+    assert lapped.transform.overlap == overlap
+    assert psnr(lapped, unseen) > psnr(alone, unseen) + 0.2
+
+
+def test_overlapped_patches_of_the_sample_keep_values_beyond_those_of_pixels():
+    """Filtered pixels can be below 0 and above 255: cut off or wrapped around, they would be other patches."""
+    image = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    image[:, :, 8:] = 255
+    statistics = PatchStatistics(8, 100, torch.Generator().manual_seed(0), overlap=8)
+    for _ in range(40):
+        statistics.update(image)
+    values = (statistics.sample() + 1) * 127.5
+    assert values.min() < -10
+    assert values.max() > 265
+    mean, _ = statistics.mean_and_covariance()
+    torch.testing.assert_close(statistics.sample().double().mean(dim=0).mean(), mean.mean(), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("overlap", [-2, 3, 10])
+def test_an_overlap_that_does_not_fit_the_patches_is_named(overlap):
+    with pytest.raises(ValueError, match=rf"overlap \({overlap}\) must be even, from 0 to F = 8 of f8-d32-s16-k32"):
+        fit_closed_form([], "f8-d32-s16-k32", overlap=overlap)

@@ -41,6 +41,13 @@ def fit(
             "squared error."
         ),
     ] = 0.0,
+    overlap: Annotated[
+        int,
+        typer.Option(
+            help="Mix so many pixels across each border between patches before patches are cut, e.g. F: smoother borders, "
+            "better images at the same rate. Even, at most F; 0 means patches that know no neighbors."
+        ),
+    ] = 0,
     on_latents: Annotated[
         str | None,
         typer.Option(
@@ -64,10 +71,11 @@ def fit(
     """Fit tokenizers to images in minutes, without a GPU and without gradients."""
     for name in preset:
         # Wrong values stop the command before the work starts.
-        closed_form_config(name, hidden_channels, class_bases, visibility)
-    if on_latents and (hidden_channels or class_bases or scaling_exponent or visibility):
+        closed_form_config(name, hidden_channels, class_bases, visibility, overlap)
+    if on_latents and (hidden_channels or class_bases or scaling_exponent or visibility or overlap):
         raise ValueError(
-            "--on-latents has neither --hidden-channels, nor --class-bases, nor --scaling-exponent, nor --visibility"
+            "--on-latents has neither --hidden-channels, nor --class-bases, nor --scaling-exponent, nor --visibility, nor "
+            "--overlap"
         )
 
     from pqdiff.cli.library_messages import silence_libraries
@@ -94,17 +102,24 @@ def fit(
                 if not (exclude_every and i % exclude_every == 0)
             )
             on_step = lambda stage, step, steps, name=name, show=show: show(f"{name}: {stage}", step, steps)  # noqa: E731
-            shape = {"hidden_channels": hidden_channels, "class_bases": class_bases, "visibility": visibility}
+            shape = {
+                "hidden_channels": hidden_channels,
+                "class_bases": class_bases,
+                "visibility": visibility,
+                "overlap": overlap,
+                "scaling_exponent": scaling_exponent,
+            }
             if on_latents:
                 model = fit_preset_on_latents(on_latents, images, name, seed)
             else:
-                model = fit_closed_form(
-                    images, name, **shape, scaling_exponent=scaling_exponent, seed=seed, on_step=on_step
-                )
+                model = fit_closed_form(images, name, **shape, seed=seed, on_step=on_step)
             model.save_pretrained(temporary)
             command = f"pqdiff fit {Path(source).name} --preset {name} --resolution {resolution} --seed {seed}"
-            command += f" --class-bases {class_bases}" * bool(class_bases)
-            command += f" --visibility {visibility:g}" * bool(visibility)
+            if hidden_channels is not None:
+                command += f" --hidden-channels {hidden_channels}"
+            for option in ("class_bases", "visibility", "overlap", "scaling_exponent"):
+                command += f" --{option.replace('_', '-')} {shape[option]:g}" * bool(shape[option])
+            command += f" --exclude-every {exclude_every}" * bool(exclude_every)
             command += f" --on-latents {Path(on_latents).name}" if on_latents else ""
             load, training = f'"{folder.name}"', f"Fitted by `{command}`."
             write_closed_form_card(model, temporary, folder.name, training, load, visibility=visibility)

@@ -22,6 +22,7 @@ from pqdiff.models.autoencoder_pq import AutoencoderPQ
 from pqdiff.models.presets import closed_form_config
 from pqdiff.quantizers import Quantizer, build_quantizer
 from pqdiff.quantizers.search.nearest import nearest_codewords
+from pqdiff.transforms.borders import border_rotation, filter_borders
 
 _PRODUCT_ROWS = 1024  # patches whose products are summed at once: large patches are few per image
 _ITERATIONS = (12, 8)  # of k-means: on a quarter of the sample, on all of it
@@ -35,10 +36,19 @@ class PatchStatistics:
         sample_size: number of patches to keep, uniformly from all that were seen.
         generator: source of the sample's randomness and of the grids' offsets.
         grids: placements of the grid on each image; None for 1, and 2 for patches larger than 8.
+        overlap: pixels across each border that are filtered before patches are cut. See `PatchTransform`.
     """
 
-    def __init__(self, patch_size: int, sample_size: int, generator: torch.Generator, grids: int | None = None):
+    def __init__(
+        self,
+        patch_size: int,
+        sample_size: int,
+        generator: torch.Generator,
+        grids: int | None = None,
+        overlap: int = 0,
+    ):
         self.patch_size = patch_size
+        self.rotation = border_rotation(overlap) if overlap else None
         self.sample_size = sample_size
         self.generator = generator
         self.grids = grids or (
@@ -49,7 +59,7 @@ class PatchStatistics:
         self._sum = torch.zeros(size, dtype=torch.float64)
         self._products = torch.zeros(size, size, dtype=torch.float64)
         self._waiting: list[torch.Tensor] = []  # not yet in the sums
-        self._kept: list[torch.Tensor] = []  # uint8 patches
+        self._kept: list[torch.Tensor] = []  # patches, 0..255; filtered ones go beyond that and are rounded
         self._keys: list[torch.Tensor] = []  # a random key each; the smallest stay
 
     def update(self, image: torch.Tensor) -> None:
@@ -64,7 +74,10 @@ class PatchStatistics:
             height, width = (
                 (side - start) // size * size for side, start in zip(image.shape[2:], (top, left), strict=True)
             )
-            patches = F.pixel_unshuffle(image[:, :, top : top + height, left : left + width], size)
+            pixels = image[:, :, top : top + height, left : left + width]
+            if self.rotation is not None:
+                pixels = filter_borders(pixels, size, self.rotation)
+            patches = F.pixel_unshuffle(pixels, size)
             self._add(patches[0].flatten(1).T.contiguous())  # (n, 3 F^2), 0..255
 
     def mean_and_covariance(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,7 +109,7 @@ class PatchStatistics:
         return int(torch.randint(room, (1,), generator=self.generator))
 
     def _add(self, patches: torch.Tensor) -> None:
-        self._kept.append(patches.to(torch.uint8))
+        self._kept.append(patches.round().to(torch.uint8 if self.rotation is None else torch.int16))
         self._keys.append(torch.rand(len(patches), generator=self.generator, dtype=torch.float64))
         if sum(map(len, self._keys)) > 2 * self.sample_size:
             self._prune()
@@ -129,6 +142,7 @@ def fit_closed_form(
     class_bases: int = 0,
     grids: int | None = None,
     visibility: float = 0.0,
+    overlap: int = 0,
     on_step: Callable[[str, int, int], None] = lambda stage, step, steps: None,
 ) -> AutoencoderPQ:
     """Fit the linear path and the codebooks of a preset to images.
@@ -143,6 +157,7 @@ def fit_closed_form(
         class_bases: bases of the classes of patches that the first subspace codes; 0 for no classes.
         grids: placements of the grid of patches on each image; None for 1, and 2 for patches larger than 8.
         visibility: 0 to fit for squared error; up to 1 to weigh errors by this power of how much they are seen.
+        overlap: pixels across each border between patches that are filtered, even, at most F: a lapped transform.
         on_step: told `(stage, step, steps)` as work proceeds; `steps` is 0 where the total is unknown.
 
     Returns:
@@ -151,11 +166,11 @@ def fit_closed_form(
     Raises:
         ValueError: if there are no images, or fewer patches than codewords.
     """
-    config = closed_form_config(preset, hidden_channels, class_bases, visibility)
+    config = closed_form_config(preset, hidden_channels, class_bases, visibility, overlap)
     factor = config["transform_config"]["patch_size"]
     generator = torch.Generator().manual_seed(seed)
     sample_size = sample_size or min(150_000, 3 * 2**26 // (3 * factor**2))
-    statistics = PatchStatistics(factor, sample_size, generator, grids)
+    statistics = PatchStatistics(factor, sample_size, generator, grids, overlap)
     for step, image in enumerate(images, start=1):
         statistics.update(image)
         on_step("reading patches", step, 0)

@@ -21,6 +21,9 @@ _WITH_CLASSES = {
     "f16-d128-s64-k128": (128, 512, 8),
     "f16-d256-s128-k128": (128, 576, 8),
     "f32-d256-s64-k256": (128, 632, 32),
+    # Not of the paper: as many bits per pixel as F16-S64 and F32, from patches of half the side.
+    "f8-d32-s16-k128": (32, 64, 32),
+    "f16-d32-s16-k256": (64, 96, 32),
 }
 PRESETS = tuple(_PRESETS)
 _SCHEME = re.compile(r"f(\d+)-d(\d+)-s(\d+)-k(\d+)")
@@ -55,7 +58,11 @@ def preset_factor(name: str) -> int:
 
 
 def closed_form_config(
-    name: str, hidden_channels: int | None = None, class_bases: int = 0, visibility: float = 0.0
+    name: str,
+    hidden_channels: int | None = None,
+    class_bases: int = 0,
+    visibility: float = 0.0,
+    overlap: int = 0,
 ) -> dict:
     """Constructor arguments of `AutoencoderPQ` with a linear transform of patches.
 
@@ -65,6 +72,7 @@ def closed_form_config(
             the preset best.
         class_bases: bases of the classes of patches; 0 for a plain product quantizer.
         visibility: power from 0 to 1 of how much errors are seen, by which the fit weighs them; 0 for squared error.
+        overlap: pixels across each border between patches that are filtered, even, at most F; 0 for none.
 
     Raises:
         ValueError: for an unknown name, and for numbers that do not fit it.
@@ -72,6 +80,8 @@ def closed_form_config(
     factor, latent_channels, num_subspaces, codebook_size, _, hidden = _look_up(name)
     if not 0 <= visibility <= 1:
         raise ValueError(f"visibility ({visibility}) must be from 0, for squared error, to 1")
+    if not 0 <= overlap <= factor or overlap % 2:
+        raise ValueError(f"overlap ({overlap}) must be even, from 0 to F = {factor} of {name}")
     components, candidates, most = 0, 8, 3 * factor**2 - latent_channels
     if class_bases:
         general = (0, min(3 * factor**2, 2 * latent_channels), min(8, codebook_size))
@@ -90,12 +100,15 @@ def closed_form_config(
         components = max(components, latent_channels + hidden) if class_bases else 0
     if visibility:  # what is not seen fills no components
         components = min(components, 3 * (latent_channels + hidden) // 2)
+    transform_config = {"patch_size": factor, "tied": visibility == 0}  # weights make the way back another one
+    if overlap:
+        transform_config["overlap"] = overlap
     quantizer_config = {"num_subspaces": num_subspaces, "codebook_size": codebook_size, "hidden_channels": hidden}
     if class_bases:
         quantizer_config |= {"components": components, "bases": class_bases, "candidates": candidates}
     return {
         "transform_type": "patch",
-        "transform_config": {"patch_size": factor, "tied": visibility == 0},  # weights make the way back another one
+        "transform_config": transform_config,
         "quantizer_type": "classified_product" if class_bases else "product",
         "quantizer_config": quantizer_config,
         "latent_channels": latent_channels,
