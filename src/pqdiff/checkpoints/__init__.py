@@ -9,7 +9,7 @@ _FOLDER = Path(__file__).parent
 BUNDLED = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/config.json")))
 # The shipped tokenizers that reconstruct images best at each rate: the adaptive ones by PSNR, the perceptual ones by
 # SSIMULACRA2. A diffusion model should be trained on the latents of the others.
-BEST_AT_EACH_RATE = tuple(name for name in BUNDLED if name.endswith(("-adaptive", "-perceptual")))
+BEST_AT_EACH_RATE = tuple(name for kind in ("-adaptive", "-perceptual") for name in BUNDLED if name.endswith(kind))
 BUNDLED_PIPELINES = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/model_index.json")))
 
 
