@@ -11,7 +11,6 @@ way out of `encode`, so `scaling_factor` is 1.
 """
 
 import torch
-import torch.nn.functional as F
 from diffusers import ModelMixin  # diffusers' loader looks for this name in the defining module
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
@@ -156,7 +155,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin)
         """
         indices = self._indices(x)
         latents = self.latents_from_indices(indices).to(x.dtype)
-        lost = _positions_with_nan(x, self.downsample_factor, self.transform.reach)
+        lost = self.transform.positions_that_see(x.isnan().any(dim=1))
         latents = latents.masked_fill(lost, torch.nan)  # tokens cannot say it
         distribution = PQLatentDistribution(latents)
         if not return_dict:
@@ -293,12 +292,3 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin)
         if not self.use_slicing or len(batch) < 2:
             return function(batch)
         return torch.cat([function(part) for part in batch.split(1)])
-
-
-def _positions_with_nan(image: torch.Tensor, factor: int, reach: int | None) -> torch.Tensor:
-    """bool `(B, 1, H/F, W/F)`: whether there is NaN among the pixels that a position depends on."""
-    patches = image.isnan().any(dim=1).unflatten(2, (-1, factor)).unflatten(1, (-1, factor))  # (B, h, F, w, F)
-    positions = patches.any(dim=4).any(dim=2)[:, None]
-    if reach is None:
-        return positions.any(dim=(2, 3), keepdim=True).expand_as(positions)
-    return F.max_pool2d(positions.float(), 2 * reach + 1, stride=1, padding=reach) > 0

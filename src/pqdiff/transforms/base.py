@@ -4,6 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pqdiff.suggestions import did_you_mean
@@ -48,6 +49,15 @@ class Transform(nn.Module, ABC):
             ValueError: if the transform cannot be silent and learn.
         """
         raise ValueError(f"{type(self).__name__} cannot begin silent beside another transform")
+
+    def positions_that_see(self, pixels: torch.Tensor) -> torch.Tensor:
+        """bool `(B, 1, H/F, W/F)`: the positions whose z depends on any of the marked pixels, bool `(B, H, W)`."""
+        factor = self.downsample_factor
+        patches = pixels.unflatten(2, (-1, factor)).unflatten(1, (-1, factor))  # (B, H/F, F, W/F, F)
+        positions = patches.any(dim=4).any(dim=2)[:, None]
+        if self.reach is None:
+            return positions.any(dim=(2, 3), keepdim=True).expand_as(positions)
+        return F.max_pool2d(positions.float(), 2 * self.reach + 1, stride=1, padding=self.reach) > 0
 
     @abstractmethod
     def analysis(self, image: torch.Tensor) -> torch.Tensor:
