@@ -218,9 +218,10 @@ def main() -> None:
         write_photos(args)
         return
     kinds = [args.only] if args.only else [kind for kind in KINDS if not args.learned or kind != "plain"]
-    for preset, kind in TOKENIZERS:
-        if kind not in kinds or preset not in (args.preset or SAMPLES):
-            continue
+    wanted = [(preset, kind) for preset, kind in TOKENIZERS if kind in kinds and preset in (args.preset or SAMPLES)]
+    if not wanted:
+        parser.error(f"--preset {' '.join(args.preset)} has no {' or '.join(kinds)} tokenizer")
+    for preset, kind in wanted:
         name = f"pqgan-{preset}{KINDS[kind]}"
         if args.cards_only:
             model = AutoencoderPQ.from_pretrained(CHECKPOINTS / name).eval()

@@ -389,11 +389,31 @@ def test_it_loads_without_the_memory_saving_way_and_with_other_shapes(tmp_path):
         assert type(model) is AutoencoderPQ
         assert model.dtype == (dtype or torch.float32)
         assert model.quantizer.codebooks.dtype == torch.float32
+    build("networks").half().save_pretrained(tmp_path / "half")
+    assert AutoencoderPQ.from_pretrained(tmp_path / "half", low_cpu_mem_usage=False).dtype == torch.float32
     wider = {**CONV, "mid_channels": 16}
     model = AutoencoderPQ.from_pretrained(
         tmp_path, transform_config=wider, low_cpu_mem_usage=False, ignore_mismatched_sizes=True
     )
     assert model.transform.quant_conv.in_channels == 16
+
+
+@torch.no_grad()
+def test_weights_can_be_stored_in_eight_bits(autoencoder, images):
+    """Layerwise casting of diffusers: tokens come from layers that it leaves alone, or its hooks cast."""
+    autoencoder.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    output = autoencoder.encode(images)
+    assert autoencoder.decode(output.latents).sample.isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_is_built_without_memory_has_all_tensors_after_loading(kind, images):
+    model = build(kind)
+    with torch.device("meta"):
+        empty = AutoencoderPQ.from_config(model.config)
+    empty.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(empty.eval().encode(images).indices, model.encode(images).indices)
 
 
 def test_adapters_of_peft_can_be_added(images):

@@ -152,7 +152,8 @@ def fit_closed_form(
         preset: name of a configuration, e.g. `f8-d128-s64-k512`.
         hidden_channels: coefficients per patch beyond the latent channels; None for what suits the preset.
         scaling_exponent: gamma of the latents' standardization.
-        sample_size: patches for k-means; None for about 48 MiB of them, at most 150,000.
+        sample_size: patches for k-means; None for 2^26 pixels of them, at most 150,000 patches. They are kept as bytes,
+            and with an overlap as pairs of bytes.
         seed: makes the result reproducible.
         class_bases: bases of the classes of patches that the first subspace codes; 0 for no classes.
         grids: placements of the grid of patches on each image; None for 1, and 2 for patches larger than 8.

@@ -10,9 +10,11 @@ from pqdiff.hub.cards import TokenizerEvaluation, render_tokenizer_card
 # Zavadski, Tatsch, Rother 2026, table 1: PSNR in dB on the 50,000 validation images of ImageNet at 256 px.
 _PAPER_PSNR = {"f8-d128-s64-k512": 37.4, "f16-d128-s64-k128": 28.3, "f32-d256-s64-k256": 24.6}
 
+_BORDERS = "At low rates its images are blurred, and the borders of patches are visible. "
+_NO_BORDERS = "At low rates its images are blurred. "
 _LIMITS = (
-    "At low rates its images are blurred, and the borders of patches are visible. It was not trained with a perceptual "
-    "network or a discriminator. Perceptual metrics (rFID, LPIPS, CMMD) were not measured."
+    "It was not trained with a perceptual network or a discriminator. Perceptual metrics (rFID, LPIPS, CMMD) were not "
+    "measured."
 )
 _ERRORS = "The model was fitted for squared error alone. "
 _VISIBLE_ERRORS = (
@@ -56,6 +58,7 @@ def write_closed_form_card(
         ValueError: if `latents` were measured on another model. Then nothing is written.
     """
     errors = _VISIBLE_ERRORS.format(visibility) if visibility else _ERRORS
+    borders = _NO_BORDERS if overlap(model) else _BORDERS
     paper = _PAPER_PSNR.get(model.config.preset)
     card = render_tokenizer_card(
         model,
@@ -65,7 +68,7 @@ def write_closed_form_card(
         summary=_summary(model),
         training=training,
         evaluation=TokenizerEvaluation.from_file(metrics) if metrics else None,
-        limits=(_LATENT_LIMITS if model.config.transform_type == "gaussian_vae" else errors + _LIMITS)
+        limits=(_LATENT_LIMITS if model.config.transform_type == "gaussian_vae" else errors + borders + _LIMITS)
         + (_HIDDEN_LIMIT if model.quantizer.code_channels > model.config.latent_channels else ""),
         latents=latents,
         paper=paper
@@ -80,6 +83,11 @@ def write_closed_form_card(
     card.save(Path(folder) / "README.md")
 
 
+def overlap(model) -> int:
+    """Pixels across the borders of patches by which they overlap; 0 for none."""
+    return model.config.transform_config.get("overlap", 0)
+
+
 def _summary(model) -> str:
     """A paragraph on the kind of tokenizer."""
     kind = model.config.quantizer_type.replace("_", " ")
@@ -90,7 +98,7 @@ def _summary(model) -> str:
         )
     text = (
         f"An image tokenizer with {model.bits_per_pixel:g} bits per pixel, fitted in closed form: a linear transform of "
-        f"patches and a {kind} quantizer."
+        f"patches{' that overlap' if overlap(model) else ''} and a {kind} quantizer."
     )
     if model.refiner is not None:
         return f"{text} Only a small network over the decoded pixels was trained with gradients."

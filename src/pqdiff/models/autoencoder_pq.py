@@ -66,7 +66,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin)
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ResnetBlock2D", "PatchTransform"]
     _keep_in_fp32_modules = FP32_TENSORS
-    _skip_layerwise_casting_patterns = ["quantizer", "statistics"]
+    _skip_layerwise_casting_patterns = ["quantizer", "statistics", "_conv"]
     _group_offload_block_modules = ["transform", "refiner", "quantizer"]
 
     @register_to_config
@@ -136,8 +136,7 @@ class AutoencoderPQ(ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin)
         result = super(AutoencoderPQ, plain).from_pretrained(*args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result  # with output_loading_info
         model.__class__ = cls
-        if dtype is not None:
-            model.to(dtype)
+        model.to(dtype or torch.float32)  # not the precision of the file
         return result
 
     # Public interface: images, tokens and standardized latents.

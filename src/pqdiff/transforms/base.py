@@ -51,7 +51,7 @@ class Transform(nn.Module, ABC):
         raise ValueError(f"{type(self).__name__} cannot begin silent beside another transform")
 
     def positions_that_see(self, pixels: torch.Tensor) -> torch.Tensor:
-        """bool `(B, 1, H/F, W/F)`: the positions whose z depends on any of the marked pixels, bool `(B, H, W)`."""
+        """bool `(B, 1, H/F, W/F)`: the positions whose z may depend on a marked pixel, bool `(B, H, W)`."""
         factor = self.downsample_factor
         patches = pixels.unflatten(2, (-1, factor)).unflatten(1, (-1, factor))  # (B, H/F, F, W/F, F)
         positions = patches.any(dim=4).any(dim=2)[:, None]

@@ -20,7 +20,7 @@ def border_rotation(overlap: int) -> torch.Tensor:
     from there.
     """
     size = overlap // 2
-    places = torch.arange(size, dtype=torch.float64)
+    places = torch.arange(size, dtype=torch.float64, device="cpu")  # whatever device the model is built on
     scale = math.sqrt(2 / size)
     second = ((places + 0.5) * places[:, None] * math.pi / size).cos() * scale
     second[0] /= math.sqrt(2)
@@ -49,7 +49,7 @@ def _filter_lines(image: torch.Tensor, patch_size: int, rotation: torch.Tensor) 
     ends, starts = patches[:, :-1, -half:].flip(2), patches[:, 1:, :half]  # from the border outwards
     sums, differences = ends + starts, ends - starts  # (B, borders, half, M, N)
     rows = differences.transpose(1, 2).flatten(2)[:, :, None]  # (B, half, 1, borders M N)
-    rows = pointwise(rows, rotation.to(rows.dtype), rows.new_zeros(half))
+    rows = pointwise(rows, rotation.to(rows), rows.new_zeros(half))
     differences = rows.view(differences.transpose(1, 2).shape).transpose(1, 2)
     patches = patches.clone(memory_format=torch.contiguous_format)
     patches[:, :-1, -half:] = (sums + differences).flip(2) / 2
