@@ -29,8 +29,11 @@ def test_a_model_is_measured_both_ways_once(tmp_path, monkeypatch, capsys):
     assert not capsys.readouterr().out
 
 
+LEAST_GAINS = {"pqgan-f8-d32-s16-k128-perceptual": 2.5, "pqgan-f16-d32-s16-k256-perceptual": 6.0}
+
+
 @pytest.mark.parametrize("name", token_search.MODELS)
-def test_committed_results_gain_more_than_two_points_for_a_fifth_of_a_decibel(name):
+def test_committed_results_gain_points_for_a_tenth_of_a_decibel(name):
     ways = json.loads((RESULTS / "token_search.json").read_text())["models"][name]
-    assert ways["search"]["ssimulacra2"] > ways["encode"]["ssimulacra2"] + 2.5
-    assert ways["search"]["psnr_dataset"] > ways["encode"]["psnr_dataset"] - 0.2
+    assert ways["search"]["ssimulacra2"] > ways["encode"]["ssimulacra2"] + LEAST_GAINS[name]
+    assert ways["search"]["psnr_dataset"] > ways["encode"]["psnr_dataset"] - 0.1
