@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from pqdiff.quantizers.search import backends
+from pqdiff.quantizers.search import native as search_native
 from pqdiff.quantizers.search.classified import ClassLikelihoods, classify, rotate, sum_outer_products
 
 CLASSES, BASES, COMPONENTS, SUBSPACES, CODEWORDS, DIM = 6, 3, 10, 2, 16, 4
@@ -70,6 +72,32 @@ def test_the_candidate_that_reconstructs_best_is_taken(candidates):
     assert found.dtype == torch.int64
     assert torch.equal(found, tokens_one_by_one(z, candidates))
     assert len(found[:, 0].unique()) > 2
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dim", [1, 2, 3, 8, 11])
+@pytest.mark.parametrize("candidates", [1, 5, 150])
+def test_the_native_search_takes_the_same_candidates_as_the_plain_one(candidates, dim, threads, monkeypatch):
+    if backends.why_not("native"):
+        pytest.skip(backends.why_not("native"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)  # of the native search alone
+    monkeypatch.setattr(search_native, "_WORK_PER_THREAD", 1)
+    torch.manual_seed(0)
+    subspaces, classes, codewords, number = 5, 160, 37, 70
+    rotations = torch.linalg.qr(torch.randn(4, 64, subspaces * dim)).Q.mT.contiguous()
+    log_scales = 0.5 * torch.randn(classes, subspaces * dim)
+    log_variances = torch.randn(classes, subspaces * dim + 1)
+    arguments = rotations, log_scales, log_variances, torch.randn(subspaces, codewords, dim), candidates
+    z = torch.randn(2, 64, number)
+    z[0, 3, 5] = torch.nan
+    found = {}
+    for name in ("native", "plain"):
+        with backends.use_backend(name):
+            found[name] = classify(z, *arguments)
+    clean = ~z.isnan().any(dim=1)[:, None].expand_as(found["plain"])
+    assert torch.equal(found["native"][clean], found["plain"][clean])
+    assert 0 <= found["native"][0, 0, 5] < classes
+    assert ((found["native"][0, 1:, 5] >= 0) & (found["native"][0, 1:, 5] < codewords)).all()
 
 
 def test_tokens_depend_neither_on_the_batch_nor_on_the_position_nor_on_the_number_of_vectors():

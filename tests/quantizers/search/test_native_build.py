@@ -257,6 +257,18 @@ int main() {
       return 1;
     for (int64_t index : indices)
       if (index < 0 || index >= codewords) return 2;
+    const int64_t bases = 1 + random() % 3, classes = bases * (1 + random() % 9), candidates = 1 + random() % classes;
+    const int64_t width = subspaces * dim, vectors = positions;
+    std::vector<float> everywhere(vectors * bases * width), outside(vectors * bases, 1), scales(classes * width, 0.5f);
+    for (float& value : everywhere) value = normal(random);
+    std::vector<int64_t> likeliest(vectors * candidates), tokens((subspaces + 1) * vectors);
+    for (int64_t& index : likeliest) index = random() % classes;
+    const int64_t all[] = {vectors, candidates, bases, classes, subspaces, codewords, dim};
+    if (pqdiff_classify(everywhere.data(), outside.data(), likeliest.data(), scales.data(), codebooks.data(), all,
+                        tokens.data(), 1 + round % 3))
+      return 3;
+    for (int64_t i = 0; i < int64_t(tokens.size()); ++i)
+      if (tokens[i] < 0 || tokens[i] >= (i < vectors ? classes : codewords)) return 4;
   }
 }
 """

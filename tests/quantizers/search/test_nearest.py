@@ -168,23 +168,27 @@ def _outliers(size, dim):
     return torch.randn(size, dim) * torch.where(torch.arange(size) % 50 == 7, 300.0, 1.0)[:, None]
 
 
-WIDE_CODEBOOKS = {
+HARD_CODEBOOKS = {
     "clusters": _clusters,
     "a few long ones": _outliers,
     "one heavy dimension": lambda size, dim: torch.randn(size, dim) * torch.tensor([500.0] + [1.0] * (dim - 1)),
     "tiny": lambda size, dim: 1e-12 * torch.randn(size, dim),
     "huge": lambda size, dim: 1e15 * torch.randn(size, dim),
+    "tiny beside an outlier": lambda size, dim: (
+        torch.randn(size, dim) * torch.where(torch.arange(size) == 9, 1e4, 1e-4)[:, None]
+    ),
     "all equal but one": lambda size, dim: torch.ones(size, dim) + (torch.arange(size) == size // 2)[:, None],
     "begin of VQGAN": lambda size, dim: (torch.rand(size, dim) * 2 - 1) / size,
 }
 
 
 @pytest.mark.parametrize("near", [False, True])
-@pytest.mark.parametrize("name", WIDE_CODEBOOKS)
-def test_codebooks_on_which_bounds_are_loose_are_searched_exactly(name, near):
+@pytest.mark.parametrize("dim", [2, 3, 5, 8, 40])
+@pytest.mark.parametrize("name", HARD_CODEBOOKS)
+def test_codebooks_on_which_bounds_are_loose_are_searched_exactly(name, dim, near):
     torch.manual_seed(0)
-    codewords = WIDE_CODEBOOKS[name](1100, 40)
-    z = torch.randn(70, 40) * codewords.std()
+    codewords = HARD_CODEBOOKS[name](1100, dim)
+    z = torch.randn(70, dim) * codewords.std()
     if near:
         z = codewords[torch.randint(1100, (70,))] + 0.01 * z
     assert_nearest(z.T[None, None], codewords[None])

@@ -7,12 +7,14 @@ the tokens of a vector depend on neither the batch, nor the image, nor the tile 
 import torch
 from torch import nn
 
+from pqdiff.quantizers.search import native as search_native
+from pqdiff.quantizers.search.backends import backend_name
 from pqdiff.quantizers.search.nearest import nearest_codewords
 
 _BLOCK = 256  # vectors at once on a CPU, at most
 _NUMBERS = 2**21  # floats of one table of candidates' coefficients: what stays near the processor
 _BLOCK_ACCELERATOR = 4096
-_COLUMNS = 32  # vectors that are rotated at once on a CPU
+_TOGETHER = 32  # vectors that are rotated at once on a CPU
 
 
 @torch.library.custom_op("pqdiff::classify", mutates_args=())
@@ -100,6 +102,7 @@ class _BlockSearch:
         self.rotations, self.codebooks, self.candidates = rotations.float(), codebooks.float(), candidates
         self.scales = log_scales.float().exp()  # (K, M)
         self.likelihoods = ClassLikelihoods(self.rotations, log_variances)
+        self.native = backend_name(rotations.device) == "native"
         fitting = _NUMBERS // (candidates * self.scales.shape[1])
         self.block = min(_BLOCK, 1 << max(fitting, 1).bit_length() - 1)
 
@@ -108,6 +111,8 @@ class _BlockSearch:
         (bases, width, _), n = self.rotations.shape, len(rows)
         everywhere = (rows @ self.rotations.flatten(0, 1).T).view(n, bases, width)  # coefficients in every basis
         classes, outside = self.likelihoods.likeliest(rows, everywhere, self.candidates)  # (n, c), (n, bases)
+        if self.native:
+            return search_native.classify(everywhere, outside, classes, self.scales, self.codebooks)
         basis = classes // (len(self.scales) // bases)
         pairs = (basis + torch.arange(n, device=rows.device)[:, None] * bases).flatten()  # (n c,)
         coefficients = everywhere.flatten(0, 1).index_select(0, pairs)  # (n c, M)
@@ -142,16 +147,22 @@ def rotate(z: torch.Tensor, basis: torch.Tensor, rotations: torch.Tensor) -> tor
     """
     _check_numbers(z, basis, len(rotations), rotations.shape[2])
     batch, inputs, number = z.shape
-    flat = z.transpose(0, 1).reshape(inputs, batch * number)
-    result = flat.new_empty(rotations.shape[1], batch * number)
+    step = _TOGETHER if z.device.type == "cpu" else _BLOCK_ACCELERATOR
+    order, counts = _by_number(basis, len(rotations))
+    rows = z.transpose(1, 2).reshape(batch * number, inputs).index_select(0, order)
+    # Always as many rows as a step has: the order of summation must not depend on how many vectors share a matrix. What
+    # lies behind the last vector of a matrix is multiplied too, and left.
+    rows = nn.functional.pad(rows, (0, 0, 0, step))
+    rotated = rows.new_empty(batch * number, rotations.shape[1])
     with torch.autocast(z.device.type, enabled=False):
-        step = _COLUMNS if z.device.type == "cpu" else _BLOCK_ACCELERATOR
-        for matrix, columns in zip(rotations, _columns(basis, len(rotations)), strict=True):
-            for part in columns.split(step):
-                # Filled up to one width: the order of summation must not depend on how many vectors share a matrix.
-                vectors = nn.functional.pad(flat[:, part], (0, step - len(part)))
-                result[:, part] = (matrix @ vectors)[:, : len(part)]
-    return result.view(len(result), batch, number).transpose(0, 1).contiguous()
+        stop = 0
+        for matrix, count in zip(rotations, counts, strict=True):
+            start, stop = stop, stop + count
+            for first in range(start, stop, step):
+                part = rotated[first : min(first + step, stop)]
+                part.copy_((rows[first : first + step] @ matrix.T)[: len(part)])
+    result = torch.empty_like(rotated).index_copy_(0, order, rotated)
+    return result.view(batch, number, rotations.shape[1]).transpose(1, 2).contiguous()
 
 
 @rotate.register_fake
@@ -172,9 +183,10 @@ def sum_outer_products(upstream: torch.Tensor, z: torch.Tensor, basis: torch.Ten
         `(bases, O, I)` fp32.
     """
     _check_numbers(z, basis, bases, z.shape[1])
-    rows, upstream = (x.transpose(0, 1).flatten(1) for x in (z, upstream))  # (I, B N), (O, B N)
+    order, counts = _by_number(basis, bases)
+    rows, upstream = (x.transpose(1, 2).flatten(0, 1).index_select(0, order).split(counts) for x in (z, upstream))
     with torch.autocast(z.device.type, enabled=False):
-        return torch.stack([upstream[:, each] @ rows[:, each].T for each in _columns(basis, bases)])
+        return torch.stack([gradient.T @ each for gradient, each in zip(upstream, rows, strict=True)])
 
 
 @sum_outer_products.register_fake
@@ -192,10 +204,9 @@ def _check_numbers(z: torch.Tensor, basis: torch.Tensor, bases: int, inputs: int
         )
 
 
-def _columns(basis: torch.Tensor, bases: int) -> tuple[torch.Tensor, ...]:
-    """Positions of each number in `basis`, flat."""
-    order = basis.flatten().argsort(stable=True)
-    return order.split(torch.bincount(basis.flatten(), minlength=bases).tolist())
+def _by_number(basis: torch.Tensor, bases: int) -> tuple[torch.Tensor, list[int]]:
+    """Flat positions sorted by their numbers, and how many positions each number has."""
+    return basis.flatten().argsort(stable=True), torch.bincount(basis.flatten(), minlength=bases).tolist()
 
 
 def _save_for_backward(ctx, inputs, output) -> None:

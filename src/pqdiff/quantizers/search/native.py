@@ -1,4 +1,4 @@
-"""Nearest-codeword search in C++ (search.cpp), for CPUs of machines that have a compiler. Optional."""
+"""Search in C++ (search.cpp) for nearest codewords and classes, on CPUs of machines that have a compiler. Optional."""
 
 import ctypes
 import functools
@@ -21,7 +21,7 @@ def why_not() -> str | None:
 def nearest(z: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
     """int64 indices `(B, S, N)` of CPU tensors z `(B, S, D, N)` of any floating dtype and codebooks `(S, K, D)` fp32."""
     indices = torch.empty((z.shape[0], z.shape[1], z.shape[3]), dtype=torch.int64)
-    _search(_load()[0], z.float(), codebooks.contiguous(), indices)
+    _search(_load()[0].pqdiff_search, z.float(), codebooks.contiguous(), indices)
     return indices
 
 
@@ -34,34 +34,58 @@ def quantize(z: torch.Tensor, codebooks: torch.Tensor) -> tuple[torch.Tensor, ..
     counts = torch.zeros((num_subspaces, codebook_size), dtype=torch.int32)
     residual_sums = torch.zeros((num_subspaces, codebook_size, dim))
     squared_errors = torch.zeros(num_subspaces, dtype=torch.float64)
-    _search(_load()[0], x, codebooks.contiguous(), indices, z_q, counts, residual_sums, squared_errors)
+    _search(_load()[0].pqdiff_search, x, codebooks.contiguous(), indices, z_q, counts, residual_sums, squared_errors)
     return z_q.to(z.dtype), indices, counts, residual_sums, squared_errors.sum().float()
+
+
+def classify(
+    everywhere: torch.Tensor,
+    outside: torch.Tensor,
+    classes: torch.Tensor,
+    scales: torch.Tensor,
+    codebooks: torch.Tensor,
+) -> torch.Tensor:
+    """int64 tokens `(S, n)`, the class first: of the candidates of every vector, the one that reconstructs it best.
+
+    Args:
+        everywhere: coefficients `(n, bases, M)` in every basis, fp32 as all numbers here.
+        outside: squared lengths `(n, bases)` of what lies outside each basis.
+        classes: int64 candidates `(n, c)` below K, the likeliest first.
+        scales: units `(K, M)` of every class's coefficients.
+        codebooks: codewords `(S - 1, K', D)` with (S - 1) D = M.
+    """
+    arguments = [x.contiguous() for x in (everywhere, outside, classes, scales, codebooks)]
+    tokens = torch.empty((len(codebooks) + 1, len(classes)), dtype=torch.int64)
+    sizes = (*classes.shape, everywhere.shape[1], len(scales), *codebooks.shape)
+    threads = max(1, min(torch.get_num_threads(), classes.numel() * codebooks.numel() // _WORK_PER_THREAD))
+    pointers = [x.data_ptr() for x in arguments]
+    if _load()[0].pqdiff_classify(*pointers, (ctypes.c_int64 * len(sizes))(*sizes), tokens.data_ptr(), threads):
+        raise MemoryError("not enough memory to search the classes")
+    return tokens
 
 
 def scratch_bytes(z: torch.Tensor, codebooks: torch.Tensor) -> int:
     """Memory that a search takes beside its output, which torch's profiler does not see."""
     threads = _threads(z, codebooks)
     sizes = (ctypes.c_int64 * 5)(z.shape[0], *z.shape[1:], codebooks.shape[1])
-    return 4 * _load()[2](sizes, threads)
+    return 4 * _load()[0].pqdiff_scratch(sizes, threads)
 
 
 @functools.cache
-def _load():
-    """`(search, None, scratch)`, or `(None, reason, None)`: functions of the library."""
+def _load() -> tuple[ctypes.CDLL, None] | tuple[None, str]:
+    """The library, or the reason why there is none."""
+    pointer, sizes, threads = ctypes.c_void_p, ctypes.POINTER(ctypes.c_int64), ctypes.c_int
     try:
         library = load_library()
-        function, scratch = library.pqdiff_search, library.pqdiff_scratch
+        library.pqdiff_search.argtypes = [pointer, sizes, sizes, *[pointer] * 6, threads]
+        library.pqdiff_classify.argtypes = [*[pointer] * 5, sizes, pointer, threads]
+        library.pqdiff_scratch.argtypes, library.pqdiff_scratch.restype = [sizes, threads], ctypes.c_int64
     except (NativeUnavailable, AttributeError) as error:
-        return None, str(error), None
-    pointer = ctypes.c_void_p
-    sizes = ctypes.POINTER(ctypes.c_int64)
-    function.argtypes = [pointer, sizes, sizes, pointer, pointer, pointer, pointer, pointer, pointer, ctypes.c_int]
-    function.restype = ctypes.c_int
-    scratch.argtypes, scratch.restype = [sizes, ctypes.c_int], ctypes.c_int64
+        return None, str(error)
     for dim in (1, 2, 20, 40):  # one for each way to search
-        if not _is_right(function, dim):
-            return None, f"the compiled search gives wrong indices at D = {dim}: the compiler has a fault", None
-    return function, None, scratch
+        if not _is_right(library.pqdiff_search, dim):
+            return None, f"the compiled search gives wrong indices at D = {dim}: the compiler has a fault"
+    return library, None
 
 
 def _is_right(function, dim: int) -> bool:

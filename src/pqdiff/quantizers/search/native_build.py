@@ -1,6 +1,6 @@
 """Builds search.cpp on its first use with the compiler of the machine, and keeps the result in the user's cache folder.
 
-It needs no build system and no torch headers: one file and its header, with a C interface, compile in seconds. Every
+It needs no build system and no torch headers: one file and its headers, with a C interface, compile in seconds. Every
 failure becomes a `NativeUnavailable` with a reason in one line.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("search.cpp")
-HEADER = Path(__file__).with_name("wide.h")
+HEADERS = [Path(__file__).with_name(name) for name in ("classified.h", "wide.h")]
 # Both scans must round alike, so the source names every fused multiply-add and the compiler may not make others.
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared"]
 OPTIONAL_FLAGS = [["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"], []]  # the first that compiles
@@ -76,8 +76,8 @@ def find_compiler() -> list[str]:
 
 def library_name(compiler: list[str]) -> str:
     """Begin of a file name: it changes with the source, the flags, the compiler and the features of this CPU."""
-    source = hashlib.sha256(SOURCE.read_bytes() + HEADER.read_bytes() + repr((FLAGS, OPTIONAL_FLAGS)).encode())
-    source = source.hexdigest()[:12]
+    parts = [*(path.read_bytes() for path in (SOURCE, *HEADERS)), repr((FLAGS, OPTIONAL_FLAGS)).encode()]
+    source = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
     binary = Path(compiler[0]).resolve()
     status = binary.stat()
     builder = [*compiler, str(binary), status.st_size, status.st_mtime_ns, platform.machine(), _cpu_flags()]
@@ -149,7 +149,7 @@ def _digest(path: Path) -> str:
 def _compile(compiler: list[str], output: str) -> None:
     error = ""
     for optional in OPTIONAL_FLAGS:
-        command = [*compiler, *FLAGS, *optional, "-I", str(HEADER.parent), "-o", output, str(SOURCE)]
+        command = [*compiler, *FLAGS, *optional, "-I", str(HEADERS[0].parent), "-o", output, str(SOURCE)]
         try:
             result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
         except subprocess.TimeoutExpired:

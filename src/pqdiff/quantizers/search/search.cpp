@@ -2,10 +2,14 @@
 //
 // A block of pixels stays in vector registers, one pixel a lane, while the codewords stream by as uniform values. Over
 // a run of 16 codewords only the minimum is kept; the winning run of each pixel is then scanned once more, one codeword
-// a lane, by the same arithmetic, so that the index is found by equality. Distances are sums of (z - c)^2, never the
-// expanded square: nothing cancels, wherever the data lie. Padding codewords are infinite and can never win.
+// a lane. Distances are sums of (z - c)^2, never the expanded square: nothing cancels, wherever the data lie. Padding
+// codewords are infinite and can never win.
 //
-// From WIDE dimensions on, integers rule out most codewords first: see wide.h.
+// For few dimensions, half the arithmetic finds the winning run: |c|^2 / 2 - z c, around the mean of the codewords. These
+// values are rounded otherwise than distances, so a run wins only if all others are behind by more than all rounding can
+// explain. Pixels for which that is not so are searched by distances.
+//
+// From WIDE dimensions on, integers rule out most codewords first: see wide.h. Classes: see classified.h.
 //
 // No -ffast-math: NaN, infinities and ties are defined. The vector layer below names every fused multiply-add, and the
 // build forbids others, or the two scans could round differently.
@@ -42,6 +46,10 @@ inline Vec magnitude(Vec a) { return _mm512_abs_ps(a); }
 inline Mask less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 inline Vec select(Mask mask, Vec a, Vec b) { return _mm512_mask_blend_ps(mask, b, a); }
 inline unsigned equal_bits(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+inline unsigned less_bits(Vec a, Vec b) { return less(a, b); }
+inline Vec maximum(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec multiply_add(Vec a, Vec b, Vec sum) { return _mm512_fmadd_ps(a, b, sum); }
+inline float lowest(Vec a) { return _mm512_reduce_min_ps(a); }
 
 #elif defined(__AVX2__) && defined(__FMA__)
 
@@ -57,6 +65,14 @@ inline Vec magnitude(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a);
 inline Mask less(Vec a, Vec b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 inline Vec select(Mask mask, Vec a, Vec b) { return _mm256_blendv_ps(b, a, mask); }
 inline unsigned equal_bits(Vec a, Vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
+inline unsigned less_bits(Vec a, Vec b) { return _mm256_movemask_ps(less(a, b)); }
+inline Vec maximum(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec multiply_add(Vec a, Vec b, Vec sum) { return _mm256_fmadd_ps(a, b, sum); }
+inline float lowest(Vec a) {
+  __m128 half = _mm_min_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  half = _mm_min_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_min_ss(half, _mm_movehdup_ps(half)));
+}
 
 #else  // whatever 128-bit vectors the machine has, by the compiler's own vector types
 
@@ -75,9 +91,14 @@ inline Vec select(Mask mask, Vec a, Vec b) { return (Vec)((mask & (Mask)a) | (~m
 inline Vec minimum(Vec a, Vec b) { return select(a < b, a, b); }
 inline Vec add_square(Vec a, Vec sum) { return a * a + sum; }
 inline Vec magnitude(Vec a) { return (Vec)((Mask)a & 0x7fffffff); }
-inline unsigned equal_bits(Vec a, Vec b) {
-  Mask mask = a == b;
-  return (mask[0] & 1) | (mask[1] & 2) | (mask[2] & 4) | (mask[3] & 8);
+inline unsigned bits(Mask mask) { return (mask[0] & 1) | (mask[1] & 2) | (mask[2] & 4) | (mask[3] & 8); }
+inline unsigned equal_bits(Vec a, Vec b) { return bits(a == b); }
+inline unsigned less_bits(Vec a, Vec b) { return bits(a < b); }
+inline Vec maximum(Vec a, Vec b) { return select(a > b, a, b); }
+inline Vec multiply_add(Vec a, Vec b, Vec sum) { return a * b + sum; }
+inline float lowest(Vec a) {
+  const float left = a[0] < a[1] ? a[0] : a[1], right = a[2] < a[3] ? a[2] : a[3];
+  return left < right ? left : right;
 }
 
 #endif
@@ -88,18 +109,22 @@ constexpr int VECTORS = REGISTERS / 8;         // pixels in flight, in vectors
 constexpr int BLOCK = VECTORS * LANES;         // pixels in flight
 constexpr int SMALL = 8;                       // dimensions up to which a pixel stays in registers
 constexpr int WIDE = 24;                       // dimensions from which integers are faster
+constexpr int MANY = 1024;                     // vectors from which the filter is worth its table
 
 struct Problem {
   const float* z;          // (B, S, D, N) with strides
   const int64_t* strides;  // of z, in floats
-  int64_t batch, subspaces, dim, positions, codewords, runs;
-  const float* table;      // (S, runs, D, RUN)
+  int64_t batch, subspaces, dim, positions, codewords;
   const float* codebooks;  // (S, K, D)
   int64_t* indices;        // (B, S, N)
   float* z_q;              // (B, S, D, N) or null
   int32_t* counts;         // (S, K) or null
   float* residual_sums;    // (S, K, D)
   double* squared_errors;  // (S)
+  // Set by prepare:
+  int64_t runs, stride;  // of a table in floats
+  bool filtered;
+  const float* table;  // (S, stride), see fill_table
 };
 
 // Best distance and its run, for each pixel of a block: x (D, BLOCK), D up to SMALL.
@@ -140,6 +165,93 @@ void find_runs(const float* x, const float* table, int64_t runs, float* best_dis
       store(best_run + (first + p) * LANES, id[p]);
     }
   }
+}
+
+// Decides how codewords are searched for so many vectors. The table of a subspace has exact codewords (runs, D, RUN), and
+// with a filter its values (runs, D + 1, RUN) and the mean of the codewords (D).
+void prepare(Problem& q, int64_t vectors) {
+  q.runs = (q.codewords + RUN - 1) / RUN;
+  q.filtered = q.dim > 1 && q.dim <= SMALL && vectors >= MANY;
+  const int64_t filter = q.filtered ? q.runs * (q.dim + 1) * RUN + q.dim : 0;
+  q.stride = (q.runs * q.dim * RUN + filter + 15) / 16 * 16;
+}
+
+void fill_table(const Problem& q, int64_t s, float* table) {
+  const float* codebook = q.codebooks + s * q.codewords * q.dim;
+  float* filter = table + q.runs * q.dim * RUN;
+  float* mean = filter + q.runs * (q.dim + 1) * RUN;
+  for (int64_t d = 0; d < q.dim; ++d) {
+    float sum[RUN] = {};
+    for (int64_t r = 0; r < q.runs; ++r) {
+      float* codeword = table + (r * q.dim + d) * RUN;
+      const int64_t count = q.codewords - r * RUN < RUN ? q.codewords - r * RUN : RUN;
+      for (int64_t j = 0; j < count; ++j) codeword[j] = codebook[(r * RUN + j) * q.dim + d], sum[j] += codeword[j];
+      for (int64_t j = count; j < RUN; ++j) codeword[j] = INF;
+    }
+    for (int64_t j = 1; j < RUN; ++j) sum[0] += sum[j];
+    if (q.filtered) mean[d] = sum[0] / float(q.codewords);  // rounded sums will do
+  }
+  for (int64_t r = 0; q.filtered && r < q.runs; ++r) {
+    float* value = filter + r * (q.dim + 1) * RUN;
+    double square[RUN] = {};
+    for (int64_t d = 0; d < q.dim; ++d)
+      for (int64_t j = 0; j < RUN; ++j) {
+        const float codeword = table[(r * q.dim + d) * RUN + j], centered = codeword - mean[d];
+        value[d * RUN + j] = codeword < INF ? -centered : 0;
+        square[j] += double(centered) * centered;  // infinite for padding
+      }
+    for (int64_t j = 0; j < RUN; ++j) value[q.dim * RUN + j] = float(square[j] / 2);
+  }
+}
+
+// Probable runs of the pixels of a block, D up to SMALL, and bits of the pixels for which they are certain.
+//
+// With u = 2^-24 and everything taken from the mean, a value is wrong by at most (D + 4) u (|z|^2 + |c|^2), which is at
+// most (D + 4) u (3 |z|^2 + 2 |z - c|^2), and a distance by (D + 3) u |z - c|^2. Both together cannot change the order of
+// two codewords whose values differ by more than (6 D + 24) u |z|^2 + (5 D + 19) u |z - c|^2, with the nearer c.
+template <int D>
+unsigned filter_runs(const float* x, const float* table, int64_t runs, float* best_run) {
+  constexpr float U = 1.0f / (1 << 24), TINY = 1e-30f, HUGE = 1e30f;  // for underflow and overflow
+  const float* filter = table + runs * D * RUN;
+  const float* mean = filter + runs * (D + 1) * RUN;
+  unsigned certain = 0;
+  constexpr int P = D <= 4 || REGISTERS < 32 ? VECTORS : VECTORS / 2;
+  for (int first = 0; first < VECTORS; first += P) {
+    Vec z[D][P], best[P], second[P], id[P];
+    for (int d = 0; d < D; ++d)
+      for (int p = 0; p < P; ++p) z[d][p] = load(x + d * BLOCK + (first + p) * LANES) - uniform(mean[d]);
+    for (int p = 0; p < P; ++p) best[p] = second[p] = uniform(INF), id[p] = uniform(0);
+    const float* codeword = filter;
+    for (int64_t r = 0; r < runs; ++r, codeword += (D + 1) * RUN) {
+      Vec low[P];
+      for (int p = 0; p < P; ++p) low[p] = uniform(INF);
+#pragma GCC unroll 8
+      for (int j = 0; j < RUN; ++j) {
+        Vec value[P];
+        for (int p = 0; p < P; ++p) value[p] = uniform(codeword[D * RUN + j]);
+        for (int d = 0; d < D; ++d) {
+          const Vec c = uniform(codeword[d * RUN + j]);
+          for (int p = 0; p < P; ++p) value[p] = multiply_add(z[d][p], c, value[p]);
+        }
+        for (int p = 0; p < P; ++p) low[p] = minimum(value[p], low[p]);
+      }
+      for (int p = 0; p < P; ++p) {
+        second[p] = minimum(maximum(low[p], best[p]), second[p]);
+        id[p] = select(less(low[p], best[p]), uniform(float(r)), id[p]);
+        best[p] = minimum(low[p], best[p]);
+      }
+    }
+    for (int p = 0; p < P; ++p) {
+      Vec square = z[0][p] * z[0][p];
+      for (int d = 1; d < D; ++d) square = add_square(z[d][p], square);
+      const Vec distance = maximum(best[p] + best[p] + square, uniform(0));
+      const Vec lead = multiply_add(square + distance, uniform((6 * D + 32) * U), uniform(TINY));
+      const unsigned clear = less_bits(best[p] + lead, second[p]) & less_bits(square, uniform(HUGE));  // never for NaN
+      certain |= clear << ((first + p) * LANES);
+      store(best_run + (first + p) * LANES, id[p]);
+    }
+  }
+  return certain;
 }
 
 // The same for any D: a tile of codewords by vectors of pixels, in chunks of dimensions.
@@ -210,15 +322,53 @@ inline int64_t find_in_run(
   return index < codewords ? index : 0;  // padding ties with real codewords only if those are not finite
 }
 
+// Lowest of the nearest codewords in runs from `run` to before `stop`; 0 if no distance is finite. D from 2 to SMALL.
+template <int D>
+int64_t nearest_in_runs(const float* x, const float* table, int64_t run, int64_t stop) {
+  constexpr int WIDTH = RUN / LANES;
+  Vec z[D];
+  for (int d = 0; d < D; ++d) z[d] = uniform(x[d * BLOCK]);
+  float least = INF;
+  int64_t index = 0;
+  for (; run < stop; ++run) {
+    const float* codeword = table + run * D * RUN;
+    Vec distance[WIDTH], low = uniform(INF);
+    for (int v = 0; v < WIDTH; ++v) {
+      distance[v] = z[0] - load(codeword + v * LANES);
+      distance[v] = distance[v] * distance[v];
+      for (int d = 1; d < D; ++d)
+        distance[v] = add_square(z[d] - load(codeword + d * RUN + v * LANES), distance[v]);
+      low = minimum(distance[v], low);
+    }
+    const float lowest_of_run = lowest(low);
+    if (!(lowest_of_run < least)) continue;
+    unsigned bits = 0;
+    for (int v = 0; v < WIDTH; ++v) bits |= equal_bits(distance[v], uniform(lowest_of_run)) << (v * LANES);
+    least = lowest_of_run, index = run * RUN + __builtin_ctz(bits);
+  }
+  return index;
+}
+
 template <int D>
 void find_codewords(const float* x, const float* table, const Problem& q, int64_t* indices, int count) {
   float distance[BLOCK], run[BLOCK];
-  if constexpr (D > 0)
+  if constexpr (D >= 2) {
+    const unsigned certain = q.filtered ? filter_runs<D>(x, table, q.runs, run) : 0;
+    const bool loose = __builtin_popcount(certain) < BLOCK / 4 * 3;  // all pixels at a time are faster than one by one
+    if (loose) find_runs<D>(x, table, q.runs, distance, run);
+    for (int i = 0; i < count; ++i) {
+      const bool known = loose || certain >> i & 1;
+      const int64_t first = known ? int64_t(run[i]) : 0;
+      indices[i] = nearest_in_runs<D>(x + i, table, first, known ? first + 1 : q.runs);
+    }
+    return;
+  }
+  if constexpr (D == 1)
     find_runs<D>(x, table, q.runs, distance, run);
   else
     find_runs_any(x, table, q.dim, q.runs, distance, run);
   for (int i = 0; i < count; ++i)
-    indices[i] = find_in_run(x + i, table, D > 0 ? D : q.dim, q.codewords, int64_t(run[i]), distance[i]);
+    indices[i] = find_in_run(x + i, table, D == 1 ? 1 : q.dim, q.codewords, int64_t(run[i]), distance[i]);
 }
 
 using Find = void (*)(const float*, const float*, const Problem&, int64_t*, int);
@@ -236,6 +386,8 @@ Find find_for(int64_t dim) {
     default: return find_codewords<0>;
   }
 }
+
+#include "classified.h"
 
 // Codewords of `count` pixels from n on, where they are wanted.
 void write_codewords(const Problem& q, int64_t s, int64_t b, int64_t n, int64_t count) {
@@ -266,7 +418,7 @@ void search_block(const Problem& q, Find find, float* x, int64_t s, int64_t b, i
       for (int i = 0; i < count; ++i) row[i] = plane[i * q.strides[3]];
     for (int i = count; i < BLOCK; ++i) row[i] = 0;
   }
-  find(x, q.table + s * q.runs * q.dim * RUN, q, q.indices + (b * q.subspaces + s) * q.positions + n, count);
+  find(x, q.table + s * q.stride, q, q.indices + (b * q.subspaces + s) * q.positions + n, count);
   write_codewords(q, s, b, n, count);
 }
 
@@ -395,14 +547,15 @@ void search_wide(const Problem&, float*, int) {}
 
 #endif
 
-int64_t runs_of(int64_t codewords) { return (codewords + RUN - 1) / RUN; }
-
 }  // namespace
 
 // Floats of memory that a search takes beside what it is given.
 extern "C" int64_t pqdiff_scratch(const int64_t* sizes, int threads) {
   if (is_wide(sizes)) return wide_floats(sizes, threads);
-  return sizes[1] * runs_of(sizes[4]) * sizes[2] * RUN + threads * sizes[2] * BLOCK;
+  Problem q{};
+  q.dim = sizes[2], q.codewords = sizes[4];
+  prepare(q, sizes[0] * sizes[3]);
+  return sizes[1] * q.stride + threads * q.dim * BLOCK;
 }
 
 // Fills indices, and unless they are null z_q, counts, residual_sums and squared_errors (all zero before, and only
@@ -410,9 +563,10 @@ extern "C" int64_t pqdiff_scratch(const int64_t* sizes, int threads) {
 extern "C" int pqdiff_search(
     const float* z, const int64_t* strides, const int64_t* sizes, const float* codebooks, int64_t* indices, float* z_q,
     int32_t* counts, float* residual_sums, double* squared_errors, int threads) {
-  Problem q{z, strides, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], runs_of(sizes[4]), nullptr,
-            codebooks, indices, z_q, counts, residual_sums, squared_errors};
-  const int64_t table_floats = q.subspaces * q.runs * q.dim * RUN, scratch_floats = q.dim * BLOCK;
+  Problem q{z, strides, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], codebooks, indices, z_q, counts,
+            residual_sums, squared_errors};
+  prepare(q, q.batch * q.positions);
+  const int64_t scratch_floats = q.dim * BLOCK;
   float* memory = nullptr;
   if (posix_memalign(reinterpret_cast<void**>(&memory), 64, sizeof(float) * pqdiff_scratch(sizes, threads))) return 1;
   if (is_wide(sizes)) {
@@ -433,18 +587,14 @@ extern "C" int pqdiff_search(
 #endif
   {
 #ifdef _OPENMP
-    float* x = memory + table_floats + omp_get_thread_num() * scratch_floats;
+    float* x = memory + q.subspaces * q.stride + omp_get_thread_num() * scratch_floats;
 #else
-    float* x = memory + table_floats;
+    float* x = memory + q.subspaces * q.stride;
 #endif
 #ifdef _OPENMP
 #pragma omp for schedule(static)
 #endif
-    for (int64_t s = 0; s < q.subspaces; ++s)
-      for (int64_t k = 0; k < q.runs * RUN; ++k)
-        for (int64_t d = 0; d < q.dim; ++d)
-          table[((s * q.runs + k / RUN) * q.dim + d) * RUN + k % RUN] =
-              k < q.codewords ? codebooks[(s * q.codewords + k) * q.dim + d] : INF;
+    for (int64_t s = 0; s < q.subspaces; ++s) fill_table(q, s, table + s * q.stride);
 #ifdef _OPENMP
 #pragma omp for schedule(dynamic)
 #endif
@@ -467,6 +617,55 @@ extern "C" int pqdiff_search(
         for (int64_t b = 0; b < q.batch; ++b)
           for (int64_t n = 0; n < q.positions; n += BLOCK)  // the same order of sums as above
             accumulate(q, s, b, n, n + BLOCK < q.positions ? n + BLOCK : q.positions);
+    }
+  }
+  free(memory);
+  return 0;
+}
+
+// Fills tokens (S, N) of N vectors, from sizes = (N, candidates, bases, K, S - 1, codewords, D). Classes must be below K.
+// 0 on success, 1 if memory is short. The result does not depend on the number of threads.
+extern "C" int pqdiff_classify(
+    const float* everywhere, const float* outside, const int64_t* classes, const float* scales, const float* codebooks,
+    const int64_t* sizes, int64_t* tokens, int threads) {
+  const classified::Vectors v{everywhere, outside,  classes,  scales,
+                              sizes[0],   sizes[1], sizes[2], sizes[3] / sizes[2], tokens};
+  Problem q{};
+  q.subspaces = sizes[4], q.codewords = sizes[5], q.dim = sizes[6], q.codebooks = codebooks;
+  prepare(q, v.number * v.candidates);
+  const classified::Sizes size(v.candidates);
+  const int64_t table_bytes = sizeof(float) * q.subspaces * q.stride, width = q.subspaces * q.dim;
+  const int64_t thread_bytes =
+      (sizeof(int64_t) * size.indices(q) + sizeof(float) * (size.relative(q) + width) + 63) / 64 * 64;
+  char* memory = nullptr;
+  if (posix_memalign(reinterpret_cast<void**>(&memory), 64, table_bytes + threads * thread_bytes)) return 1;
+  float* table = reinterpret_cast<float*>(memory);
+  q.table = table;
+  const Find find = find_for(q.dim);
+  const int64_t groups = (v.number + size.vectors - 1) / size.vectors;
+
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1)
+#endif
+  {
+#ifdef _OPENMP
+    char* mine = memory + table_bytes + omp_get_thread_num() * thread_bytes;
+#else
+    char* mine = memory + table_bytes;
+#endif
+    int64_t* indices = reinterpret_cast<int64_t*>(mine);
+    float* relative = reinterpret_cast<float*>(indices + size.indices(q));
+#ifdef _OPENMP
+#pragma omp for schedule(static)
+#endif
+    for (int64_t s = 0; s < q.subspaces; ++s) fill_table(q, s, table + s * q.stride);
+#ifdef _OPENMP
+#pragma omp for schedule(dynamic)
+#endif
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t first = group * size.vectors;
+      const int64_t count = v.number - first < size.vectors ? v.number - first : size.vectors;
+      classified::search_group(v, q, find, size, first, count, relative, indices, relative + size.relative(q));
     }
   }
   free(memory);
