@@ -1,9 +1,14 @@
 // For classified product quantizers: codewords of a vector in each of its candidate classes, and the class that
-// reconstructs it best. Included by search.cpp.
+// reconstructs it best.
 //
 // A pair of a vector and a candidate is a lane of the search. Coefficients, codewords and errors of a few vectors stay in
 // cache, where tables of all pairs would pass through memory several times. No sum depends on which vectors share a group.
 
+#pragma once
+
+#include "codewords.h"
+
+namespace {
 namespace classified {
 
 constexpr int64_t PAIRS = 8 * BLOCK;  // pairs of a group, about: as many as share one pass over the codebooks
@@ -91,3 +96,4 @@ void search_group(
 }
 
 }  // namespace classified
+}  // namespace

@@ -20,7 +20,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("search.cpp")
-HEADERS = [Path(__file__).with_name(name) for name in ("classified.h", "wide.h")]
+HEADERS = sorted(SOURCE.parent.glob("*.h"))
 # Both scans must round alike, so the source names every fused multiply-add and the compiler may not make others.
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared"]
 OPTIONAL_FLAGS = [["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"], []]  # the first that compiles
