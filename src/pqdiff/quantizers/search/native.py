@@ -47,6 +47,9 @@ def classify(
 ) -> torch.Tensor:
     """int64 tokens `(S, n)`, the class first: of the candidates of every vector, the one that reconstructs it best.
 
+    Errors are added up in another order than by torch: of candidates that are equally good to seven digits, this search
+    may take another one than the plain search.
+
     Args:
         everywhere: coefficients `(n, bases, M)` in every basis, fp32 as all numbers here.
         outside: squared lengths `(n, bases)` of what lies outside each basis.
