@@ -150,18 +150,17 @@ def rotate(z: torch.Tensor, basis: torch.Tensor, rotations: torch.Tensor) -> tor
     step = _TOGETHER if z.device.type == "cpu" else _BLOCK_ACCELERATOR
     order, counts = _by_number(basis, len(rotations))
     rows = z.transpose(1, 2).reshape(batch * number, inputs).index_select(0, order)
-    # Always as many rows as a step has: the order of summation must not depend on how many vectors share a matrix. What
-    # lies behind the last vector of a matrix is multiplied too, and left.
     rows = nn.functional.pad(rows, (0, 0, 0, step))
-    rotated = rows.new_empty(batch * number, rotations.shape[1])
+    rotated = rows.new_empty(len(rows), rotations.shape[1])
     with torch.autocast(z.device.type, enabled=False):
         stop = 0
         for matrix, count in zip(rotations, counts, strict=True):
             start, stop = stop, stop + count
             for first in range(start, stop, step):
-                part = rotated[first : min(first + step, stop)]
-                part.copy_((rows[first : first + step] @ matrix.T)[: len(part)])
-    result = torch.empty_like(rotated).index_copy_(0, order, rotated)
+                # Always as many rows: the order of summation must not depend on how many vectors share a matrix. Rows
+                # behind the last of this matrix are those of the next one, which overwrites their results.
+                torch.mm(rows[first : first + step], matrix.T, out=rotated[first : first + step])
+    result = rows.new_empty(batch * number, rotations.shape[1]).index_copy_(0, order, rotated[: batch * number])
     return result.view(batch, number, rotations.shape[1]).transpose(1, 2).contiguous()
 
 
