@@ -156,6 +156,22 @@ def test_every_vector_is_multiplied_by_its_own_matrix(batch):
             torch.testing.assert_close(found[b, :, n], rotations[basis[b, n]] @ z[b, :, n])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("inputs", "outputs"), [(5, 8), (10, 3), (27, 31), (75, 75), (32, 16), (147, 10)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_rotated_vector_depends_on_no_other(inputs, outputs, transposed, dtype):
+    torch.manual_seed(0)
+    z, basis = torch.randn(2, inputs, 90, dtype=dtype), torch.randint(6, (2, 90))
+    rotations = (
+        torch.randn(6, inputs, outputs, dtype=dtype).mT if transposed else torch.randn(6, outputs, inputs, dtype=dtype)
+    )
+    expected = rotate(z, basis, rotations)
+    order = torch.randperm(90)
+    assert torch.equal(rotate(z[:, :, order], basis[:, order], rotations), expected[:, :, order])
+    for n in (0, 41, 89):
+        assert torch.equal(rotate(z[:1, :, n : n + 1], basis[:1, n : n + 1], rotations), expected[:1, :, n : n + 1])
+
+
 def test_a_vector_with_nan_disturbs_no_other_when_it_is_rotated():
     z, basis, rotations = rotation_problem()
     expected = rotate(z, basis, rotations)
@@ -220,6 +236,24 @@ def test_bases_rounded_to_half_precision_do_not_hide_which_candidate_reconstruct
         errors.append((basis.T @ (decoded * scales) - z[0]).square().sum(dim=0))
     errors = torch.stack(errors)  # (K, N)
     assert torch.allclose(errors.gather(0, found[:1])[0], errors.min(dim=0).values, rtol=1e-3)
+
+
+def test_codebooks_without_codewords_are_refused():
+    z, (rotations, log_scales, log_variances, codebooks) = vectors(1, 4), tables()
+    with pytest.raises(ValueError, match="do not fit"):
+        classify(z, rotations, log_scales, log_variances, codebooks[:, :0], 2)
+
+
+def test_an_error_that_is_no_number_is_treated_alike_by_both_searches():
+    if backends.why_not("native"):
+        pytest.skip(backends.why_not("native"))
+    z, (rotations, log_scales, log_variances, codebooks) = vectors(1, 60), tables()
+    log_scales[2:4], codebooks[:, ::2] = 100, 0  # infinite times 0
+    found = {}
+    for name in ("native", "plain"):
+        with backends.use_backend(name):
+            found[name] = classify(z, rotations, log_scales, log_variances, codebooks, CLASSES)
+    assert torch.equal(found["native"][:, 0], found["plain"][:, 0])
 
 
 @pytest.mark.parametrize("place", range(6))

@@ -9,7 +9,9 @@ from benchmarks.memory import peak_tensor_bytes
 from pqdiff.quantizers.search import backends
 from pqdiff.quantizers.search import native as search_native
 from pqdiff.quantizers.search import plain as search_plain
-from pqdiff.quantizers.search.nearest import nearest_codewords, quantize_product
+from pqdiff.quantizers.search.nearest import check_devices, nearest_codewords, quantize_product
+
+MANY = 1100  # vectors with which the native search takes its filter
 
 
 @pytest.fixture(params=["plain", "native"], autouse=True, scope="module")
@@ -29,7 +31,7 @@ def brute_force(z: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
 
 
 def assert_nearest(z: torch.Tensor, codebooks: torch.Tensor) -> None:
-    """The chosen codeword is at most 1e-6, relatively, farther than the nearest; the lowest index if they tie."""
+    """The chosen codeword is at most 1e-6, relatively, farther than the nearest."""
     indices = nearest_codewords(z, codebooks)
     distances = brute_force(z, codebooks)
     assert indices.shape == (z.shape[0], z.shape[1], z.shape[3])
@@ -112,7 +114,9 @@ def test_precision_chosen_by_the_newer_settings_changes_nothing_and_is_restored(
         matmul.fp32_precision = before
 
 
-@pytest.mark.parametrize("shape", [(4, 1, 128, 300), (4, 2, 512, 300), (4, 3, 70, 100), (2, 16, 100, 100)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(4, 1, 128, 300), (4, 2, 512, MANY), (4, 3, 70, 100), (3, 3, 256, MANY), (2, 16, 100, 100)], ids=str
+)
 def test_ties_go_to_the_lowest_index(shape):
     torch.manual_seed(0)
     subspaces, dim, size, n = shape
@@ -121,20 +125,22 @@ def test_ties_go_to_the_lowest_index(shape):
     assert torch.equal(nearest_codewords(z, codebooks), brute_force(z, codebooks).argmin(3))
 
 
+@pytest.mark.parametrize("number", [40, MANY])
 @pytest.mark.parametrize("dim", [1, 2, 32])
-def test_nan_gives_index_zero_and_leaves_the_others_alone(dim):
+def test_nan_gives_index_zero_and_leaves_the_others_alone(dim, number):
     torch.manual_seed(0)
-    z, codebooks = torch.randn(1, 2, dim, 40), torch.randn(2, 64, dim)
+    z, codebooks = torch.randn(1, 2, dim, number), torch.randn(2, 64, dim)
     expected = nearest_codewords(z, codebooks)
     z[0, 1, 0, 7] = torch.nan
     expected[0, 1, 7] = 0
     assert torch.equal(nearest_codewords(z, codebooks), expected)
 
 
+@pytest.mark.parametrize("number", [3, MANY])
 @pytest.mark.parametrize("dim", [1, 2, 32])
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf])
-def test_a_vector_infinitely_far_from_all_codewords_gives_index_zero(dim, value):
-    z = torch.randn(1, 2, dim, 3)
+def test_a_vector_infinitely_far_from_all_codewords_gives_index_zero(dim, value, number):
+    z = torch.randn(1, 2, dim, number)
     z[:, :, -1] = value
     assert (nearest_codewords(z, torch.randn(2, 60, dim)) == 0).all()
 
@@ -152,11 +158,12 @@ def test_nothing_to_search_gives_no_indices(shape):
     assert indices.shape == (shape[0], shape[1], shape[3])
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 5, 9, 40])
+@pytest.mark.parametrize("dim", [1, 2, 3, 5, 8, 9, 40])
 @pytest.mark.parametrize(("mean", "std"), [(10, 0.1), (0, 1)])
 def test_not_one_code_is_wrong(dim, mean, std):
     torch.manual_seed(0)
-    z, codebooks = mean + std * torch.randn(1, 8, dim, 400), mean + std * torch.randn(8, 301, dim)
+    subspaces, number = (8, 400) if dim > 8 else (4, MANY)
+    z, codebooks = mean + std * torch.randn(1, subspaces, dim, number), mean + std * torch.randn(subspaces, 301, dim)
     assert torch.equal(nearest_codewords(z, codebooks), brute_force(z, codebooks).argmin(3))
 
 
@@ -188,10 +195,28 @@ HARD_CODEBOOKS = {
 def test_codebooks_on_which_bounds_are_loose_are_searched_exactly(name, dim, near):
     torch.manual_seed(0)
     codewords = HARD_CODEBOOKS[name](1100, dim)
-    z = torch.randn(70, dim) * codewords.std()
+    number = 70 if dim == 40 else MANY
+    z = torch.randn(number, dim) * codewords.std()
     if near:
-        z = codewords[torch.randint(1100, (70,))] + 0.01 * z
+        z = codewords[torch.randint(1100, (number,))] + 0.01 * z
     assert_nearest(z.T[None, None], codewords[None])
+
+
+@pytest.mark.parametrize("dim", range(2, 9))
+def test_the_filter_changes_no_index_between_two_codewords(dim, backend):
+    """Vectors in the middle of two codewords and a few roundings beside it, where a bound that is too small shows."""
+    if backend != "native":
+        pytest.skip("only the native search has a filter")
+    torch.manual_seed(0)
+    for mean, std in ((0.0, 1.0), (3.0, 1e-3), (0.0, 1e-12)):
+        codewords = mean + std * torch.randn(512, dim)
+        codewords[100:200] = codewords[300:400]  # equal ones, in other runs
+        pairs = torch.cdist(codewords, codewords).fill_diagonal_(torch.inf).topk(4, largest=False).indices
+        middles = (codewords[:, None] + codewords[pairs]).flatten(0, 1) / 2  # (2048, D)
+        z = middles * (1 + torch.randint(-3, 4, middles.shape) * 2.0**-23)
+        filtered = nearest_codewords(z.T[None, None], codewords[None])[0, 0]
+        parts = [nearest_codewords(part.T[None, None], codewords[None])[0, 0] for part in z.split(100)]
+        assert torch.equal(filtered, torch.cat(parts))
 
 
 def test_equal_codewords_in_many_dimensions_give_the_lowest_index_in_every_part_of_the_codebook():
@@ -211,6 +236,15 @@ def test_memory_of_the_native_search_does_not_grow_with_a_codebook_of_many_dimen
     if few > 2048 * 256:
         pytest.skip("this CPU has no AVX2: the codebook is taken once more")
     assert few == many
+
+
+def test_the_native_search_has_a_filter_for_as_many_vectors_as_are_tested_here(backend):
+    if backend != "native":
+        pytest.skip("only the native search has a filter")
+    few, many = (
+        search_native.scratch_bytes(torch.empty(1, 1, 2, number), torch.empty(1, 64, 2)) for number in (9, MANY)
+    )
+    assert many >= few + 4 * 64 * 3  # values of the filter
 
 
 def test_a_strided_view_gives_the_same_indices():
@@ -236,7 +270,7 @@ def test_tiles_smaller_than_the_codebook_agree_with_brute_force(monkeypatch, bac
 def test_scratch_memory_is_at_most_a_megabyte_beside_the_output(shape, backend):
     if backend != "plain":
         pytest.skip(
-            "the profiler sees only memory of torch; native takes the codebooks once more and a block a thread"
+            "the profiler sees only memory of torch; native takes tables of the codebooks and a block a thread"
         )
     subspaces, dim, size, n = shape
     z, codebooks = torch.randn(1, subspaces, dim, n), torch.randn(subspaces, size, dim)
@@ -252,7 +286,7 @@ def test_scratch_memory_is_at_most_a_megabyte_beside_the_output(shape, backend):
     subspaces=st.integers(1, 9),
     dim=st.sampled_from([1, 2, 3, 4, 7, 16, 20, 24, 45]),
     size=st.integers(1, 200),
-    n=st.integers(1, 90),
+    n=st.integers(1, 90) | st.just(MANY),
     mean=st.sampled_from([0.0, 1.0, 10.0]),
     std=st.sampled_from([0.1, 1.0, 30.0]),
     seed=st.integers(0, 2**16),
@@ -272,3 +306,8 @@ def test_shapes_that_do_not_fit_are_refused_before_memory_is_read(z, codebooks):
         nearest_codewords(torch.randn(z), torch.randn(codebooks))
     with pytest.raises(ValueError, match="codebooks"):
         quantize_product(torch.randn(z), torch.randn(codebooks), 1.0, 0.25)
+
+
+def test_tables_on_another_device_are_refused():
+    with pytest.raises(ValueError, match="z is on cpu, codewords or tables are on meta: move both to one device"):
+        check_devices(torch.empty(1), torch.empty(1), torch.empty(1, device="meta"))

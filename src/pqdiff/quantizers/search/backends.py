@@ -1,4 +1,5 @@
-"""Chooses the search that serves a device. All searches give the same answer, so the choice only changes the speed.
+"""Chooses the search that serves a device. All searches give the same answer, so the choice only changes the speed; of
+classes that are equally good to seven digits they may take another (`native.classify`).
 
 The automatic choice on a CPU is the native search if it is built or can be built, and plain torch everywhere else. Triton
 is never chosen automatically, because its kernels have not run on a GPU yet. The environment variable

@@ -11,7 +11,7 @@
 namespace {
 namespace classified {
 
-constexpr int64_t PAIRS = 8 * BLOCK;  // pairs of a group, about: as many as share one pass over the codebooks
+constexpr int64_t PAIRS = 8 * BLOCK;  // pairs of a group, about: they use a codebook while it is in cache
 constexpr int64_t PARTS = 8;          // sums that run side by side
 
 struct Vectors {
@@ -87,7 +87,8 @@ void search_group(
       }
       const float error = error_of(row, v.scales + k * width, v.everywhere + (n * v.bases + b) * width, width) +
                           v.outside[n * v.bases + b];
-      if (error < least) best = c, least = error;  // the likelier of equals; the likeliest of errors that are no numbers
+      // The likelier of equals, and what is no number before all others: so does argmin of torch.
+      if (error < least || (error != error && least == least)) best = c, least = error;
     }
     v.tokens[n] = v.classes[n * v.candidates + best];
     for (int64_t s = 0; s < q.subspaces; ++s)

@@ -9,12 +9,13 @@ from torch import nn
 
 from pqdiff.quantizers.search import native as search_native
 from pqdiff.quantizers.search.backends import backend_name
-from pqdiff.quantizers.search.nearest import nearest_codewords
+from pqdiff.quantizers.search.nearest import check_devices, nearest_codewords
 
 _BLOCK = 256  # vectors at once on a CPU, at most
-_NUMBERS = 2**21  # floats of one table of candidates' coefficients: what stays near the processor
+_NUMBERS = 2**21  # floats of one table of candidates' coefficients in torch: what stays near the processor
 _BLOCK_ACCELERATOR = 4096
 _TOGETHER = 32  # vectors that are rotated at once on a CPU
+_ALIGNED = 16  # numbers, at least 64 bytes
 
 
 @torch.library.custom_op("pqdiff::classify", mutates_args=())
@@ -43,11 +44,13 @@ def classify(
     classes = len(log_scales)
     fits = z.ndim == codebooks.ndim == 3 and z.shape[1] == components and bases and classes and not classes % bases
     fits = fits and log_scales.shape == (classes, width) and log_variances.shape == (classes, width + 1)
-    if not fits or codebooks.shape[0] * codebooks.shape[2] != width or not 1 <= candidates <= classes:
+    fits = fits and codebooks.shape[0] * codebooks.shape[2] == width and codebooks.shape[1]
+    if not fits or not 1 <= candidates <= classes:
         raise ValueError(
             f"z {tuple(z.shape)}, rotations {tuple(rotations.shape)}, log_scales {tuple(log_scales.shape)}, log_variances "
             f"{tuple(log_variances.shape)}, codebooks {tuple(codebooks.shape)} and {candidates} candidates do not fit"
         )
+    check_devices(z, rotations, log_scales, log_variances, codebooks)
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         search = _BlockSearch(rotations, log_scales, log_variances, codebooks, candidates)
         block = search.block if z.device.type == "cpu" else _BLOCK_ACCELERATOR
@@ -107,7 +110,8 @@ class _BlockSearch:
         self.block = min(_BLOCK, 1 << max(fitting, 1).bit_length() - 1)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Tokens `(S, n)` of vectors `(n, P)`. Pairs of a vector and a candidate are rows: a copy of each is one block."""
+        """Tokens `(S, n)` of vectors `(n, P)`. In torch, pairs of a vector and a candidate are rows: a copy of each is one
+        block."""
         (bases, width, _), n = self.rotations.shape, len(rows)
         everywhere = (rows @ self.rotations.flatten(0, 1).T).view(n, bases, width)  # coefficients in every basis
         classes, outside = self.likelihoods.likeliest(rows, everywhere, self.candidates)  # (n, c), (n, bases)
@@ -149,19 +153,22 @@ def rotate(z: torch.Tensor, basis: torch.Tensor, rotations: torch.Tensor) -> tor
     batch, inputs, number = z.shape
     step = _TOGETHER if z.device.type == "cpu" else _BLOCK_ACCELERATOR
     order, counts = _by_number(basis, len(rotations))
-    rows = z.transpose(1, 2).reshape(batch * number, inputs).index_select(0, order)
-    rows = nn.functional.pad(rows, (0, 0, 0, step))
-    rotated = rows.new_empty(len(rows), rotations.shape[1])
+    # Rounding must depend neither on the number of vectors that share a matrix nor on their places: all products have
+    # as many rows, all of them begin at a multiple of 64 bytes. Rows behind the last of a matrix are those of the next
+    # one, which overwrites their results.
+    outputs = rotations.shape[1]
+    matrices = nn.functional.pad(rotations, (0, -inputs % _ALIGNED, 0, -outputs % _ALIGNED))
+    rows = z.new_zeros(batch * number + step, matrices.shape[2])
+    rows[: batch * number, :inputs] = z.transpose(1, 2).reshape(batch * number, inputs).index_select(0, order)
+    rotated = z.new_empty(len(rows), matrices.shape[1])
     with torch.autocast(z.device.type, enabled=False):
         stop = 0
-        for matrix, count in zip(rotations, counts, strict=True):
+        for matrix, count in zip(matrices, counts, strict=True):
             start, stop = stop, stop + count
             for first in range(start, stop, step):
-                # Always as many rows: the order of summation must not depend on how many vectors share a matrix. Rows
-                # behind the last of this matrix are those of the next one, which overwrites their results.
                 torch.mm(rows[first : first + step], matrix.T, out=rotated[first : first + step])
-    result = rows.new_empty(batch * number, rotations.shape[1]).index_copy_(0, order, rotated[: batch * number])
-    return result.view(batch, number, rotations.shape[1]).transpose(1, 2).contiguous()
+    result = z.new_empty(batch * number, outputs).index_copy_(0, order, rotated[: batch * number, :outputs])
+    return result.view(batch, number, outputs).transpose(1, 2).contiguous()
 
 
 @rotate.register_fake

@@ -2,8 +2,8 @@
 //
 // A block of pixels stays in vector registers, one pixel a lane, while the codewords stream by as uniform values. Over
 // a run of 16 codewords only the minimum is kept; the winning run of each pixel is then scanned once more, one codeword
-// a lane. Distances are sums of (z - c)^2, never the expanded square: nothing cancels, wherever the data lie. Padding
-// codewords are infinite and can never win.
+// a lane. The distances that decide are sums of (z - c)^2, never the expanded square: nothing cancels, wherever the data
+// lie. Padding codewords are infinite and can never win.
 //
 // For few dimensions, half the arithmetic finds the winning run: |c|^2 / 2 - z c, around the mean of the codewords. These
 // values are rounded otherwise than distances, so a run wins only if all others are behind by more than all rounding can
@@ -99,8 +99,9 @@ void fill_table(const Problem& q, int64_t s, float* table) {
       for (int64_t j = 0; j < count; ++j) codeword[j] = codebook[(r * RUN + j) * q.dim + d], sum[j] += codeword[j];
       for (int64_t j = count; j < RUN; ++j) codeword[j] = INF;
     }
+    if (!q.filtered) continue;
     for (int64_t j = 1; j < RUN; ++j) sum[0] += sum[j];
-    if (q.filtered) mean[d] = sum[0] / float(q.codewords);  // rounded sums will do
+    mean[d] = sum[0] / float(q.codewords);  // rounded sums will do
   }
   for (int64_t r = 0; q.filtered && r < q.runs; ++r) {
     float* value = filter + r * (q.dim + 1) * RUN;
@@ -121,11 +122,12 @@ void fill_table(const Problem& q, int64_t s, float* table) {
 // most (D + 4) u (3 |z|^2 + 2 |z - c|^2), and a distance by (D + 3) u |z - c|^2. Both together cannot change the order of
 // two codewords whose values differ by more than (6 D + 24) u |z|^2 + (5 D + 19) u |z - c|^2, with the nearer c.
 template <int D>
-unsigned filter_runs(const float* x, const float* table, int64_t runs, float* best_run) {
-  constexpr float U = 1.0f / (1 << 24), TINY = 1e-30f, HUGE = 1e30f;  // for underflow and overflow
+uint64_t filter_runs(const float* x, const float* table, int64_t runs, float* best_run) {
+  constexpr float U = 1.0f / (1 << 24);
+  constexpr float TINY = 1e-30f, LARGEST_SQUARE = 1e30f;  // for underflow and overflow
   const float* filter = table + runs * D * RUN;
   const float* mean = filter + runs * (D + 1) * RUN;
-  unsigned certain = 0;
+  uint64_t certain = 0;
   constexpr int P = D <= 4 || REGISTERS < 32 ? VECTORS : VECTORS / 2;
   for (int first = 0; first < VECTORS; first += P) {
     Vec z[D][P], best[P], second[P], id[P];
@@ -157,7 +159,7 @@ unsigned filter_runs(const float* x, const float* table, int64_t runs, float* be
       for (int d = 1; d < D; ++d) square = add_square(z[d][p], square);
       const Vec distance = maximum(best[p] + best[p] + square, uniform(0));
       const Vec lead = multiply_add(square + distance, uniform((6 * D + 32) * U), uniform(TINY));
-      const unsigned clear = less_bits(best[p] + lead, second[p]) & less_bits(square, uniform(HUGE));  // never for NaN
+      const uint64_t clear = less_bits(best[p] + lead, second[p]) & less_bits(square, uniform(LARGEST_SQUARE));  // not NaN
       certain |= clear << ((first + p) * LANES);
       store(best_run + (first + p) * LANES, id[p]);
     }
@@ -165,7 +167,7 @@ unsigned filter_runs(const float* x, const float* table, int64_t runs, float* be
   return certain;
 }
 
-// The same for any D: a tile of codewords by vectors of pixels, in chunks of dimensions.
+// What find_runs does, for any D: a tile of codewords by vectors of pixels, in chunks of dimensions.
 void find_runs_any(
     const float* x, const float* table, int64_t dim, int64_t runs, float* best_distance, float* best_run) {
   constexpr int J = 2, P = VECTORS;
@@ -264,8 +266,8 @@ template <int D>
 void find_codewords(const float* x, const float* table, const Problem& q, int64_t* indices, int count) {
   float distance[BLOCK], run[BLOCK];
   if constexpr (D >= 2) {
-    const unsigned certain = q.filtered ? filter_runs<D>(x, table, q.runs, run) : 0;
-    const bool loose = __builtin_popcount(certain) < BLOCK / 4 * 3;  // all pixels at a time are faster than one by one
+    const uint64_t certain = q.filtered ? filter_runs<D>(x, table, q.runs, run) : 0;
+    const bool loose = __builtin_popcountll(certain) < BLOCK / 4 * 3;  // all pixels at a time are faster than one by one
     if (loose) find_runs<D>(x, table, q.runs, distance, run);
     for (int i = 0; i < count; ++i) {
       const bool known = loose || certain >> i & 1;
@@ -279,7 +281,7 @@ void find_codewords(const float* x, const float* table, const Problem& q, int64_
   else
     find_runs_any(x, table, q.dim, q.runs, distance, run);
   for (int i = 0; i < count; ++i)
-    indices[i] = find_in_run(x + i, table, D == 1 ? 1 : q.dim, q.codewords, int64_t(run[i]), distance[i]);
+    indices[i] = find_in_run(x + i, table, q.dim, q.codewords, int64_t(run[i]), distance[i]);
 }
 
 using Find = void (*)(const float*, const float*, const Problem&, int64_t*, int);

@@ -58,17 +58,11 @@ def classify(
         codebooks: codewords `(S - 1, K', D)` with (S - 1) D = M.
     """
     arguments = [x.contiguous() for x in (everywhere, outside, classes, scales, codebooks)]
-    tokens = torch.empty((len(codebooks) + 1, len(classes)), dtype=torch.int64)
-    sizes = (*classes.shape, everywhere.shape[1], len(scales), *codebooks.shape)
-    threads = max(1, min(torch.get_num_threads(), classes.numel() * codebooks.numel() // _WORK_PER_THREAD))
-    pointers = [x.data_ptr() for x in arguments]
-    if _load()[0].pqdiff_classify(*pointers, (ctypes.c_int64 * len(sizes))(*sizes), tokens.data_ptr(), threads):
-        raise MemoryError("not enough memory to search the classes")
-    return tokens
+    return _classify(_load()[0].pqdiff_classify, *arguments)
 
 
 def scratch_bytes(z: torch.Tensor, codebooks: torch.Tensor) -> int:
-    """Memory that a search takes beside its output, which torch's profiler does not see."""
+    """Memory that `nearest` and `quantize` take beside their output, which torch's profiler does not see."""
     threads = _threads(z, codebooks)
     sizes = (ctypes.c_int64 * 5)(z.shape[0], *z.shape[1:], codebooks.shape[1])
     return 4 * _load()[0].pqdiff_scratch(sizes, threads)
@@ -85,22 +79,34 @@ def _load() -> tuple[ctypes.CDLL, None] | tuple[None, str]:
         library.pqdiff_scratch.argtypes, library.pqdiff_scratch.restype = [sizes, threads], ctypes.c_int64
     except (NativeUnavailable, AttributeError) as error:
         return None, str(error)
-    for dim in (1, 2, 20, 40):  # one for each way to search
-        if not _is_right(library.pqdiff_search, dim):
+    for dim, number in ((1, 37), (2, 37), (2, 1100), (20, 37), (40, 37)):  # one for each way to search
+        if not _is_right(library.pqdiff_search, dim, number):
             return None, f"the compiled search gives wrong indices at D = {dim}: the compiler has a fault"
+    if not _takes_the_best(library.pqdiff_classify):
+        return None, "the compiled search takes wrong classes: the compiler has a fault"
     return library, None
 
 
-def _is_right(function, dim: int) -> bool:
+def _is_right(function, dim: int, number: int) -> bool:
     """Whether a small problem with a known answer, which has ties, is solved correctly."""
-    z = (torch.arange(2 * dim * 37, dtype=torch.float32) * 7 % 11).view(1, 2, dim, 37)
+    z = (torch.arange(2 * dim * number, dtype=torch.float32) * 7 % 11).view(1, 2, dim, number)
     codebooks = (torch.arange(2 * 35 * dim, dtype=torch.float32) * 5 % 9).view(2, 35, dim)
-    indices = torch.empty((1, 2, 37), dtype=torch.int64)
+    indices = torch.empty((1, 2, number), dtype=torch.int64)
     _search(function, z, codebooks, indices)
     distances = (z.unsqueeze(2) - codebooks[..., None]).square().sum(3)  # (1, 2, K, N) whole numbers, so this is exact
     countdown = torch.arange(35, 0, -1)[:, None]
     lowest = ((distances == distances.amin(2, keepdim=True)) * countdown).argmax(2)
     return torch.equal(indices, lowest)
+
+
+def _takes_the_best(function) -> bool:
+    """Whether of two classes the second is taken, which is the only one that has the vectors as codewords."""
+    everywhere = (torch.arange(2 * 12 * 5, dtype=torch.float32) % 7).view(5, 2, 12)
+    codebooks = torch.arange(7.0)[:, None].expand(4, 7, 3).contiguous()
+    everywhere[:, 1] = everywhere[:, 1, ::3].repeat_interleave(3, dim=1)
+    scales = torch.tensor([0.3, 1.0])[:, None].expand(2, 12).contiguous()
+    tokens = _classify(function, everywhere, torch.zeros(5, 2), torch.tensor([[0, 1]] * 5), scales, codebooks)
+    return bool((tokens[0] == 1).all()) and torch.equal(tokens[1:].float(), everywhere[:, 1, ::3].T)
 
 
 def _threads(z: torch.Tensor, codebooks: torch.Tensor) -> int:
@@ -125,3 +131,13 @@ def _search(function, z, codebooks, indices, *outputs) -> None:
     )
     if failed:
         raise MemoryError("not enough memory to search the codebooks")
+
+
+def _classify(function, everywhere, outside, classes, scales, codebooks) -> torch.Tensor:
+    tokens = torch.empty((len(codebooks) + 1, len(classes)), dtype=torch.int64)
+    sizes = (*classes.shape, everywhere.shape[1], len(scales), *codebooks.shape)
+    threads = max(1, min(torch.get_num_threads(), classes.numel() * codebooks.numel() // _WORK_PER_THREAD))
+    pointers = [x.data_ptr() for x in (everywhere, outside, classes, scales, codebooks)]
+    if function(*pointers, (ctypes.c_int64 * len(sizes))(*sizes), tokens.data_ptr(), threads):
+        raise MemoryError("not enough memory to search the classes")
+    return tokens

@@ -19,8 +19,8 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("search.cpp")
-HEADERS = sorted(SOURCE.parent.glob("*.h"))
+_FOLDER = Path(__file__).parent
+SOURCE, HEADERS = _FOLDER / "search.cpp", sorted(_FOLDER.glob("*.h"))
 # Both scans must round alike, so the source names every fused multiply-add and the compiler may not make others.
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared"]
 OPTIONAL_FLAGS = [["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"], []]  # the first that compiles
@@ -149,7 +149,7 @@ def _digest(path: Path) -> str:
 def _compile(compiler: list[str], output: str) -> None:
     error = ""
     for optional in OPTIONAL_FLAGS:
-        command = [*compiler, *FLAGS, *optional, "-I", str(HEADERS[0].parent), "-o", output, str(SOURCE)]
+        command = [*compiler, *FLAGS, *optional, "-I", str(_FOLDER), "-o", output, str(SOURCE)]
         try:
             result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
         except subprocess.TimeoutExpired:

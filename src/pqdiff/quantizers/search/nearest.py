@@ -79,6 +79,14 @@ def _check_shapes(z: torch.Tensor, codebooks: torch.Tensor) -> None:
         )
     if not codebooks.shape[1]:
         raise ValueError(f"codebooks {tuple(codebooks.shape)} must hold at least one codeword each")
+    check_devices(z, codebooks)
+
+
+def check_devices(z: torch.Tensor, *tables: torch.Tensor) -> None:
+    """ValueError unless the tables are where the vectors are: the compiled search would read memory of another device."""
+    for table in tables:
+        if table.device != z.device:
+            raise ValueError(f"z is on {z.device}, codewords or tables are on {table.device}: move both to one device")
 
 
 def _save_for_backward(ctx, inputs, output) -> None:

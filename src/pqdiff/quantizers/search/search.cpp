@@ -198,7 +198,6 @@ extern "C" int pqdiff_search(
   Problem q{z, strides, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], codebooks, indices, z_q, counts,
             residual_sums, squared_errors};
   prepare(q, q.batch * q.positions);
-  const int64_t scratch_floats = q.dim * BLOCK;
   float* memory = nullptr;
   if (posix_memalign(reinterpret_cast<void**>(&memory), 64, sizeof(float) * pqdiff_scratch(sizes, threads))) return 1;
   if (is_wide(sizes)) {
@@ -219,7 +218,7 @@ extern "C" int pqdiff_search(
 #endif
   {
 #ifdef _OPENMP
-    float* x = memory + q.subspaces * q.stride + omp_get_thread_num() * scratch_floats;
+    float* x = memory + q.subspaces * q.stride + omp_get_thread_num() * q.dim * BLOCK;
 #else
     float* x = memory + q.subspaces * q.stride;
 #endif
