@@ -19,6 +19,14 @@
 
 namespace {
 
+int64_t thread_number() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
 // Codewords of `count` pixels from n on, where they are wanted.
 void write_codewords(const Problem& q, int64_t s, int64_t b, int64_t n, int64_t count) {
   if (!q.z_q) return;
@@ -100,11 +108,7 @@ void search_wide(const Problem& q, float* memory, int threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
 #endif
   {
-#ifdef _OPENMP
-    float* x = scratch + omp_get_thread_num() * size.of_a_thread();
-#else
-    float* x = scratch;
-#endif
+    float* x = scratch + thread_number() * size.of_a_thread();
     float* work = x + wide::BLOCK * size.padded_dim;
     for (int64_t s = 0; s < q.subspaces; ++s) {
       const float* codebook = q.codebooks + s * q.codewords * q.dim;
@@ -217,11 +221,7 @@ extern "C" int pqdiff_search(
 #pragma omp parallel num_threads(threads) if (threads > 1)
 #endif
   {
-#ifdef _OPENMP
-    float* x = memory + q.subspaces * q.stride + omp_get_thread_num() * q.dim * BLOCK;
-#else
-    float* x = memory + q.subspaces * q.stride;
-#endif
+    float* x = memory + q.subspaces * q.stride + thread_number() * q.dim * BLOCK;
 #ifdef _OPENMP
 #pragma omp for schedule(static)
 #endif
@@ -279,11 +279,7 @@ extern "C" int pqdiff_classify(
 #pragma omp parallel num_threads(threads) if (threads > 1)
 #endif
   {
-#ifdef _OPENMP
-    char* mine = memory + table_bytes + omp_get_thread_num() * thread_bytes;
-#else
-    char* mine = memory + table_bytes;
-#endif
+    char* mine = memory + table_bytes + thread_number() * thread_bytes;
     int64_t* indices = reinterpret_cast<int64_t*>(mine);
     float* relative = reinterpret_cast<float*>(indices + size.indices(q));
 #ifdef _OPENMP
